@@ -1,0 +1,249 @@
+"""The run folder: what was done, with what, and what is left to do.
+
+    recipe.toml      the resolved recipe, frozen when the run began
+    manifest.json    each stage's state, time and outputs; what was measured or chosen on this machine
+    events.jsonl     append-only: one JSON object a line, read by the report and by live views
+    corpus/ tokenizer/ tokens/ checkpoints/ model/ evaluation.json report.html report.md
+
+A stage builds its output under a temporary name and renames it when it is whole; only then does the
+manifest call it done. So a kill at any byte leaves either the old state or the new one, and running
+again goes on at the first stage that is not done. One process at a time may write: ``.lock`` is held
+with flock, which the kernel releases even on SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from shenhong import __version__
+from shenhong.errors import RunError
+
+FORMAT = 1  # of the manifest; another number is another layout, and is refused
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write ``data`` to ``path`` whole or not at all: temporary file, fsync, rename, fsync of the folder."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(
+            f"cannot write {path}: {error.strerror}; free space or choose another --run folder"
+        ) from error
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_folder(final: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder that becomes ``final`` if the block ends well, and vanishes if not."""
+    temporary = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(
+            f"cannot write {final}: {error.strerror}; free space or choose another --run folder"
+        ) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(final.parent)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far, in bytes (Linux counts in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Run:
+    """An open run folder. Use as a context manager; closing releases the lock.
+
+    Errors: RunError when the folder is in use, is not a run, or is of another version.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False, write: bool = True) -> None:
+        self.path = Path(path)
+        manifest = self.path / "manifest.json"
+        if not manifest.exists():
+            if not create:
+                raise RunError(
+                    f"{self.path} is not a run folder: it has no manifest.json; start one with 'shenhong train RECIPE'"
+                )
+            # Anything else under this name belongs to someone: never write into it.
+            if self.path.exists() and any(p.name not in {".lock"} for p in self.path.iterdir()):
+                raise RunError(
+                    f"{self.path} exists and is not a run folder; choose another --run folder"
+                )
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise RunError(
+                    f"cannot make {self.path}: {error.strerror}; choose another --run folder"
+                ) from error
+        self._lock = self._acquire() if write else None
+        if manifest.exists():
+            self.manifest = self._read(manifest)
+        else:
+            self.manifest = {
+                "format": FORMAT,
+                "shenhong": __version__,
+                "created": time.time(),
+                "stages": {},
+            }
+        if write:
+            self._mend_events()
+
+    def _acquire(self) -> int:
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(lock, 32, 0).decode(errors="replace").strip()
+            os.close(lock)
+            raise RunError(
+                f"{self.path} is in use by process {owner or 'unknown'}; wait for it or choose another --run folder"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        return lock
+
+    def _read(self, manifest: Path) -> dict[str, Any]:
+        try:
+            content = json.loads(manifest.read_bytes())
+            found = content["format"]
+            content["stages"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{manifest} is damaged ({type(error).__name__}); restore it or choose another --run folder"
+            ) from error
+        if found != FORMAT:
+            raise RunError(
+                f"{self.path} was written in run format {found}, this version reads {FORMAT}; use the version that wrote it ({content.get('shenhong', 'unknown')}) or another --run folder"
+            )
+        return content
+
+    def _mend_events(self) -> None:
+        """A kill inside an append leaves half a line; cut it, so that every line parses."""
+        path = self.path / "events.jsonl"
+        if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
+            os.truncate(path, data.rfind(b"\n") + 1)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def save(self) -> None:
+        atomic_write(
+            self.path / "manifest.json", json.dumps(self.manifest, ensure_ascii=False, indent=1)
+        )
+
+    def freeze(self, key: str, measure: Callable[[], Any]) -> Any:
+        """What was measured or chosen here stays: return the frozen value, or measure, freeze and return it."""
+        if key not in self.manifest:
+            self.manifest[key] = measure()
+            self.save()
+        return self.manifest[key]
+
+    def event(self, kind: str, **fields: Any) -> None:
+        line = json.dumps(
+            {"time": round(time.time(), 3), "kind": kind, **fields}, ensure_ascii=False
+        )
+        try:
+            with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self.path / 'events.jsonl'}: {error.strerror}; free space and run again"
+            ) from error
+
+    def done(self, stage: str) -> bool:
+        return self.manifest["stages"].get(stage, {}).get("state") == "done"
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[dict[str, Any]]:
+        """Time a stage and mark it done; the block fills the yielded dictionary with outputs to record."""
+        stages = self.manifest["stages"]
+        before = stages.get(name, {}).get("seconds", 0.0)
+        stages[name] = {"state": "begun", "seconds": before}
+        self.save()
+        self.event("stage", stage=name, state="begin")
+        outputs: dict[str, Any] = {}
+        start = time.monotonic()
+        try:
+            yield outputs
+        finally:
+            # A stage stopped by Ctrl-C still tells what it cost; a killed one cannot.
+            seconds = before + time.monotonic() - start
+            stages[name]["seconds"] = round(seconds, 3)
+        stages[name] = {
+            "state": "done",
+            "seconds": round(seconds, 3),
+            "peak_bytes": peak_bytes(),
+            "outputs": outputs,
+        }
+        self.save()
+        self.event("stage", stage=name, state="end", seconds=round(seconds, 3))
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All whole events of a run, oldest first. Steps that were run twice after a kill keep the newest event."""
+    events: list[dict[str, Any]] = []
+    newest: dict[tuple[str, int], int] = {}
+    file = Path(path) / "events.jsonl"
+    if not file.exists():
+        return events
+    for line in file.read_bytes().split(b"\n"):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # the half line of a running or killed writer
+        if "step" in event:
+            newest[event["kind"], event["step"]] = len(events)
+        events.append(event)
+    return [e for i, e in enumerate(events) if "step" not in e or newest[e["kind"], e["step"]] == i]
