@@ -1,0 +1,187 @@
+"""The command line: the verbs, and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# Before torch loads: with another busy process on the machine, barriers that spin make two-thread
+# operations 10-50 times slower, so waiting threads sleep after a short spin. Telemetry stays off.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+from shenhong import __version__
+from shenhong.errors import ShenhongError
+
+POET = "recipes/poet.toml"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb. Returns the exit code: 0, 2 for an error a person can mend, 130 after Ctrl-C."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.verb(options) or 0
+    except ShenhongError as error:
+        print(f"shenhong: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"\nshenhong: stopped{f' {stop}' if str(stop) else ''}; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output left, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="shenhong",
+        description="Turn text into a language model people can talk to, on the hardware at hand.",
+        epilog="Start with: shenhong quickstart",
+    )
+    top.add_argument("--version", action="version", version=f"shenhong {__version__}")
+    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def verb(name: str, function: Any, summary: str, example: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=f"example: {example}",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        sub.set_defaults(verb=function)
+        return sub
+
+    quick = verb("quickstart", quickstart, "train the poet from raw verse and print poems", "shenhong quickstart --minutes 10")
+    quick.add_argument("--minutes", type=_positive, default=10.0, help="wall-clock for all stages together")
+    quick.add_argument("--run", type=Path, default=Path("runs/poet"), help="folder of the run; an unfinished one is continued")
+    quick.add_argument("--seed", type=int, default=None, help="seed of everything random (default: the recipe's)")
+
+    trainer = verb("train", train, "run every stage of a recipe that is not done yet", "shenhong train recipes/text.toml --set train.steps=200")
+    trainer.add_argument("source", metavar="RECIPE|RUN", type=Path, help="a recipe file, or a run folder to continue")
+    trainer.add_argument("--run", type=Path, default=None, help="folder of the run (default: runs/NAME)")
+    trainer.add_argument("--until", choices=_stage_names(), default=None, help="stop after this stage")
+    trainer.add_argument("--set", dest="changes", metavar="KEY=VALUE", action="append", default=[], help="change a setting, as in train.steps=200 (may be repeated)")
+
+    gen = verb("generate", generate, "write with a trained model", 'shenhong generate runs/poet "长城" --n 4')
+    gen.add_argument("model", metavar="MODEL", type=Path, help="a run folder or a model folder")
+    gen.add_argument("prompt", help="what to say to the model; for the poet a title, or form and title")
+    gen.add_argument("--form", choices=("五绝", "七绝", "五律", "七律"), default=None, help="verse form asked of the poet")
+    gen.add_argument("--n", type=_count, default=1, help="number of answers")
+    gen.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time")
+    gen.add_argument("--top-k", type=int, default=0, help="sample among the k likeliest tokens; 0 means all")
+    gen.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest tokens of this total probability")
+    gen.add_argument("--max-tokens", type=_count, default=256, help="longest answer, in tokens")
+    gen.add_argument("--seed", type=int, default=0, help="same seed, same text")
+    gen.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+    ev = verb("evaluate", evaluate, "measure a run again and rewrite its report", "shenhong evaluate runs/poet")
+    ev.add_argument("model", metavar="RUN", type=Path, help="a run folder")
+    ev.add_argument("--json", action="store_true", help="print the measures as JSON")
+
+    about = verb("info", info, "say what a run or a model folder holds", "shenhong info runs/poet")
+    about.add_argument("model", metavar="MODEL|RUN", type=Path)
+    about.add_argument("--json", action="store_true", help="machine-readable")
+
+    return top
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below one")
+    return value
+
+
+def _stage_names() -> tuple[str, ...]:
+    from shenhong.pipeline import STAGES
+
+    return tuple(STAGES)
+
+
+def quickstart(options: argparse.Namespace) -> int:
+    from shenhong import pipeline
+    from shenhong.recipe import load
+
+    changes = [f"minutes={options.minutes}"]
+    if options.seed is not None:
+        changes.append(f"seed={options.seed}")
+    run_path = options.run
+    pipeline.run(load(pipeline.bundled(POET), changes), run_path)
+    print(pipeline.show_poems(run_path, ["长城", "春夜", "明月", "江上"]))
+    print(pipeline.summary(run_path))
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    from shenhong import pipeline
+    from shenhong.errors import RecipeError
+    from shenhong.recipe import load
+
+    source = options.source
+    if source.is_dir():
+        if options.changes or options.run:
+            raise RecipeError(f"{source} is a run folder with its recipe frozen; --set and --run go with a recipe file")
+        recipe, run_path = load(source / "recipe.toml"), source
+    else:
+        recipe = load(source, options.changes)
+        run_path = options.run or Path("runs") / recipe.name
+    pipeline.run(recipe, run_path, until=options.until)
+    print(pipeline.summary(run_path))
+    return 0
+
+
+def generate(options: argparse.Namespace) -> int:
+    from shenhong import pipeline
+
+    prompt = f"{options.form} {options.prompt}" if options.form else options.prompt
+    answers = pipeline.answers(
+        options.model,
+        [prompt] * options.n,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+    )
+    if options.json:
+        print(json.dumps({"prompt": prompt, "answers": answers}, ensure_ascii=False))
+    else:
+        print("\n\n".join(answers))
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from shenhong import pipeline
+
+    measures = pipeline.evaluate_again(options.model)
+    print(json.dumps(measures, ensure_ascii=False) if options.json else pipeline.summary(options.model))
+    return 0
+
+
+def info(options: argparse.Namespace) -> int:
+    from shenhong import pipeline
+
+    facts = pipeline.facts(options.model)
+    if options.json:
+        print(json.dumps(facts, ensure_ascii=False))
+    else:
+        width = max(len(key) for key in facts)
+        for key, value in facts.items():
+            print(f"{key:{width}}  {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+    checkpoints/step-000400/
+        model.safetensors       weights and balancing biases
+        optimizer.safetensors   momenta, moments, step count
+        state.json              step, rows seen, loss mean, random state, SHA-256 of the other two
+
+A checkpoint is built under a temporary name, synced and renamed; the one before it is removed only
+afterwards, so a kill at any byte leaves at least one whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from shenhong.errors import CheckpointError
+from shenhong.run import atomic_folder, digest
+
+KEPT = 2
+
+
+@dataclass
+class Progress:
+    """Where training stands: the scalar part of a checkpoint."""
+
+    step: int = 0
+    rows_seen: int = 0  # the data cursor
+    loss_mean: float | None = None  # running mean that the spike guard compares with
+    seconds: float = 0.0  # of training so far, for display only
+
+
+def _folder(root: Path, step: int) -> Path:
+    return root / f"step-{step:06d}"
+
+
+def saved(root: Path) -> list[Path]:
+    """Whole checkpoints, oldest first (unfinished ones carry a dot in front)."""
+    return sorted(root.glob("step-*"))
+
+
+def save(
+    root: Path,
+    progress: Progress,
+    model: dict[str, torch.Tensor],
+    optimizer: dict[str, torch.Tensor],
+) -> Path:
+    """Write a checkpoint; returns its folder. Error: RunError when the disk is full."""
+    final = _folder(root, progress.step)
+    with atomic_folder(final) as folder:
+        hashes = {}
+        for name, tensors in (("model.safetensors", model), ("optimizer.safetensors", optimizer)):
+            try:
+                save_file({k: v.detach().contiguous() for k, v in tensors.items()}, folder / name)
+            except SafetensorError as error:  # the library wraps "no space left" in its own error
+                raise OSError(28, f"{error}") from error
+            hashes[name] = digest(folder / name)
+        state = {
+            **asdict(progress),
+            "random": torch.get_rng_state().numpy().tobytes().hex(),
+            "sha256": hashes,
+        }
+        (folder / "state.json").write_text(json.dumps(state))
+    for old in saved(root)[:-KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_newest(
+    root: Path,
+) -> tuple[Progress, dict[str, torch.Tensor], dict[str, torch.Tensor]] | None:
+    """The newest checkpoint, verified; None where there is none. Restores torch's random state.
+
+    Error: CheckpointError when it is damaged. It is not skipped silently: going on from an older one
+    is the user's choice, made by removing the damaged folder.
+    """
+    found = saved(root)
+    if not found:
+        return None
+    folder = found[-1]
+    remedy = f"remove {folder} to go on from " + (
+        f"{found[-2].name}" if len(found) > 1 else "the start of training"
+    )
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+        hashes, random = state.pop("sha256"), bytes.fromhex(state.pop("random"))
+        progress = Progress(**state)
+        tensors = []
+        for name in ("model.safetensors", "optimizer.safetensors"):
+            if digest(folder / name) != hashes[name]:
+                raise CheckpointError(
+                    f"{folder / name} is damaged (its SHA-256 is not the one recorded); {remedy}"
+                )
+            tensors.append(load_file(folder / name))
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} is damaged ({type(error).__name__}: {error}); {remedy}"
+        ) from None
+    torch.set_rng_state(torch.frombuffer(bytearray(random), dtype=torch.uint8))
+    return progress, tensors[0], tensors[1]

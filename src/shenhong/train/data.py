@@ -1,0 +1,82 @@
+"""Packed rows of tokens, and the order in which training sees them.
+
+Legend: R rows in the file, T tokens a row, B rows of one batch, N = B*T.
+
+The order is a pure function of (seed, position): epoch e visits the rows by its own permutation. The
+data cursor of a checkpoint is therefore the number of rows seen, and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from shenhong.errors import DataError
+
+
+class Batch(NamedTuple):
+    """One batch, flattened. ``weights_N[i]`` is what token i counts as a target (0: prompt, padding, BOS)."""
+
+    tokens_N: torch.Tensor  # int64
+    weights_N: torch.Tensor  # float32
+    row_length: int
+
+    def to(self, device: torch.device) -> Batch:
+        return self._replace(tokens_N=self.tokens_N.to(device), weights_N=self.weights_N.to(device))
+
+
+class Rows:
+    """The packed rows of one split, read-only.
+
+    Error: DataError when the file is missing, damaged or empty.
+    """
+
+    def __init__(self, path: Path, bos_id: int, pad_id: int, prompt_weight: float = 0.0) -> None:
+        self.path = path
+        try:
+            with safe_open(path, "pt") as file:
+                self.metadata = dict(file.metadata() or {})
+                self.tokens_RT = file.get_tensor("tokens")
+                self.counted_RT = file.get_tensor("counted")
+        except (OSError, SafetensorError, KeyError) as error:
+            raise DataError(
+                f"{path} is missing or damaged ({error}); delete the folder {path.parent} to pack the corpus again"
+            ) from None
+        if not len(self.tokens_RT):
+            raise DataError(
+                f"{path} holds no rows: the corpus is too small for this split; add text"
+            )
+        self.bos_id, self.pad_id, self.prompt_weight = bos_id, pad_id, prompt_weight
+
+    def __len__(self) -> int:
+        return len(self.tokens_RT)
+
+    @property
+    def row_length(self) -> int:
+        return self.tokens_RT.shape[1]
+
+    def batch(self, rows: torch.Tensor) -> Batch:
+        tokens = self.tokens_RT[rows].reshape(-1).long()
+        counted = self.counted_RT[rows].reshape(-1).float()
+        if self.prompt_weight:
+            # A prompt token is neither an answer nor BOS nor padding. EOS may serve as padding, and is
+            # then counted where it ends an answer, so the order of the two tests does not matter.
+            prompt = (counted == 0) & (tokens != self.bos_id) & (tokens != self.pad_id)
+            counted = counted + self.prompt_weight * prompt
+        return Batch(tokens, counted, self.row_length)
+
+
+def order(rows: int, seed: int, start: int, count: int) -> torch.Tensor:
+    """Row numbers at positions start..start+count of the endless shuffled sequence."""
+    taken: list[torch.Tensor] = []
+    while count > 0:
+        epoch, offset = divmod(start, rows)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        part = torch.randperm(rows, generator=generator)[offset : offset + count]
+        taken.append(part)
+        start += len(part)
+        count -= len(part)
+    return torch.cat(taken)
