@@ -1,0 +1,50 @@
+"""The three smallest parts: a matrix without bias, RMSNorm, and the SwiGLU feed-forward block.
+
+Parameters are fp32 masters; a part casts its matrix to the dtype of what it is given, so that the same
+module computes in fp32 or bf16. Legend: N tokens, D hidden, I inner width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shenhong.numerics import ops
+
+
+class Matrix(nn.Module):
+    """y = x W^T with W [rows, columns]; no bias, as everywhere in DeepSeek-V3."""
+
+    def __init__(self, columns: int, rows: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, columns))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Norm(nn.Module):
+    """RMSNorm, fp32 inside."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return ops.rms_norm(x_ND, self.weight, self.eps)
+
+
+class FeedForward(nn.Module):
+    """down(silu(gate x) * up x); gate and up run as one product."""
+
+    def __init__(self, hidden: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = Matrix(hidden, inner)
+        self.up_proj = Matrix(hidden, inner)
+        self.down_proj = Matrix(inner, hidden)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        gate_up_2ID = torch.cat((self.gate_proj.weight, self.up_proj.weight)).to(x_ND.dtype)
+        return self.down_proj(ops.swiglu(F.linear(x_ND, gate_up_2ID)))

@@ -1,0 +1,66 @@
+"""Rotary position embedding: the tables, and the rotation of interleaved pairs.
+
+Legend: T positions, r rotary dims of a head (pairs 2i, 2i+1 turn together).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from shenhong.model.config import ModelConfig, Yarn
+
+
+def magnitude(factor: float, mscale: float) -> float:
+    """YaRN's attention temperature: 0.1 * mscale * ln(factor) + 1."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def softmax_scale(config: ModelConfig) -> float:
+    """(nope + rope)^-0.5, times m^2 where YaRN asks for it (DeepSeek-V3's mscale_all_dim)."""
+    scale = config.qk_head_dim**-0.5
+    yarn = config.rope_scaling
+    if yarn is not None and yarn.mscale_all_dim:
+        scale *= magnitude(yarn.factor, yarn.mscale_all_dim) ** 2
+    return scale
+
+
+def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin, each [max_position_embeddings, r/2] fp32, YaRN's amplitude included."""
+    r = config.qk_rope_head_dim
+    wavelength = config.rope_theta ** (torch.arange(0, r, 2, dtype=torch.float32) / r)
+    frequency, amplitude = 1.0 / wavelength, 1.0
+    if config.rope_scaling is not None:
+        yarn = config.rope_scaling
+        keep = _extrapolated_share(yarn, r, config.rope_theta)
+        frequency = frequency * keep + (1.0 / (yarn.factor * wavelength)) * (1 - keep)
+        if yarn.mscale and yarn.mscale_all_dim:
+            amplitude = magnitude(yarn.factor, yarn.mscale)
+            amplitude /= magnitude(yarn.factor, yarn.mscale_all_dim)
+        else:
+            amplitude = magnitude(yarn.factor, 1.0)
+    angle = torch.arange(config.max_position_embeddings, dtype=torch.float32)[:, None] * frequency
+    return angle.cos() * amplitude, angle.sin() * amplitude
+
+
+def _extrapolated_share(yarn: Yarn, r: int, theta: float) -> Tensor:
+    """[r/2] share of each pair that keeps its frequency: fast pairs 1, slow pairs 0, a ramp between."""
+
+    def pair_of(turns: float) -> float:
+        length = yarn.original_max_position_embeddings
+        return r * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(pair_of(yarn.beta_fast)), 0)
+    high = min(math.ceil(pair_of(yarn.beta_slow)), r - 1)
+    width = high - low if high != low else 0.001
+    ramp = (torch.arange(r // 2, dtype=torch.float32) - low) / width
+    return 1 - ramp.clamp(0, 1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns the pairs of x [..., r] by angles whose cos and sin are [..., r/2]; fp32 inside."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+    return turned.flatten(-2).to(x.dtype)
