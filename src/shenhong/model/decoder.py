@@ -118,10 +118,8 @@ class Decoder(nn.Module):
         the next document (the last token of all sees the first); the caller gives these positions no weight,
         and no other position attends to them.
         """
-        assert self.config.num_nextn_predict_layers, (
-            "this model has no multi-token-prediction layer"
-        )
-        layer = self.model.layers[self.config.num_hidden_layers]
+        layer = self.model.layers[-1]
+        assert isinstance(layer, MultiTokenLayer), "this model has no multi-token-prediction layer"
         x_ND = layer.join(self.embed(tokens_N.roll(-1)), states_ND)
         x_ND, stats = layer(x_ND, docs, self.cos, self.sin, observe)
         return Hidden(layer.shared_head(x_ND), stats)
