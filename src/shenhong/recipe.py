@@ -20,6 +20,7 @@ from shenhong.errors import ModelError, RecipeError
 from shenhong.evaluate.settings import EvaluateSettings
 from shenhong.model.config import ModelConfig
 from shenhong.tokenizer import TokenizerSettings
+from shenhong.train.settings import TrainSettings
 
 
 class Settings(BaseModel):
@@ -64,74 +65,6 @@ class ModelSettings(Settings):
     rms_norm_eps: float = Field(1e-6, gt=0)
     initializer_range: float = Field(0.02, gt=0)
     tie_word_embeddings: bool = False
-
-
-class TrainSettings(Settings):
-    """One training loop. Tokens are counted as the model sees them, prompts included."""
-
-    steps: int | None = Field(
-        None, ge=1, description="optimizer steps; absent: what fits into the recipe's minutes"
-    )
-    batch_tokens: int = Field(
-        8192, ge=16, description="tokens of one optimizer step, over all processes"
-    )
-    sequence_length: int = Field(
-        512, ge=16, description="tokens of one row; documents are packed whole into rows"
-    )
-    prompt_weight: float = Field(
-        0.0, ge=0, le=1, description="weight of prompt tokens in the loss (answers weigh 1)"
-    )
-    optimizer: Literal["muon", "adamw"] = "muon"
-    lr: float = Field(
-        0.02,
-        gt=0,
-        lt=1,
-        description="peak rate of matrices; Muon's update is scaled to AdamW's size (Moonlight, eq. 4)",
-    )
-    vector_lr: float = Field(
-        0.004,
-        gt=0,
-        lt=1,
-        description="peak rate of norms, routers, embedding and head (always AdamW)",
-    )
-    momentum: float = Field(0.95, ge=0, lt=1, description="Muon's Nesterov momentum")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    weight_decay: float = Field(0.1, ge=0, description="decoupled, on matrices only")
-    clip: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
-    warmup: float = Field(
-        0.03, ge=0, lt=1, description="share of steps with rising rate; afterwards linear to zero"
-    )
-    balance: Literal["quantile", "centred", "sign", "none"] = Field(
-        "quantile", description="rule for the routers' selection bias"
-    )
-    balance_rate: float = Field(
-        0.001, ge=0, description="step of the bias; the quantile rule needs none"
-    )
-    sequence_balance: float = Field(
-        1e-4, ge=0, description="weight of the sequence-wise balance loss (V3, eq. 17)"
-    )
-    mtp_weight: float = Field(
-        0.3, ge=0, description="weight of the second-next-token loss (V3, eq. 25)"
-    )
-    mtp_start: float = Field(
-        0.0, ge=0, lt=1, description="share of steps before multi-token prediction trains"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of matrix products; weights and optimizer stay float32"
-    )
-    threads: int | Literal["auto"] = "auto"
-    kernels: bool | Literal["auto"] = Field(
-        "auto", description="fused CPU kernels, where they compile and match"
-    )
-    checkpoint_seconds: float = Field(60.0, gt=0, description="time between checkpoints")
-    valid_every: float = Field(
-        0.1, gt=0, le=1, description="share of steps between looks at held-out text"
-    )
-    valid_rows: int = Field(32, ge=1, description="rows of held-out text a look uses")
-    spike: float = Field(
-        2.0, gt=0, description="nats per token above the running mean that stop the run"
-    )
 
 
 class Recipe(Settings):

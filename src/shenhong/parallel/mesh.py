@@ -36,14 +36,6 @@ class Mesh:
             for tensor, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def gather(self, tensor_ND: torch.Tensor) -> torch.Tensor:
-        """Rows of all processes, in rank order; every process must hold the same number of rows."""
-        if self.size == 1:
-            return tensor_ND
-        parts = [torch.empty_like(tensor_ND) for _ in range(self.size)]
-        dist.all_gather(parts, tensor_ND.contiguous())
-        return torch.cat(parts)
-
     def share(self, value: Any) -> Any:
         """The leader's value on every process (small JSON-like objects: numbers, strings, lists, dicts)."""
         if self.size == 1:

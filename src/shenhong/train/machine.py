@@ -21,7 +21,11 @@ def cores() -> int:
 
 
 def device() -> torch.device:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return (
+        torch.accelerator.current_accelerator()
+        if torch.accelerator.is_available()
+        else torch.device("cpu")
+    )
 
 
 def fast_bfloat16() -> bool:
@@ -78,7 +82,12 @@ def choose(settings: Any, timed: Callable[[int, torch.dtype, bool], float]) -> d
         "dtype": str(best[1]).removeprefix("torch."),
         "kernels": best[2],
         "trials": [
-            {"threads": t, "dtype": str(d).removeprefix("torch."), "kernels": k, "seconds": round(s, 4)}
+            {
+                "threads": t,
+                "dtype": str(d).removeprefix("torch."),
+                "kernels": k,
+                "seconds": round(s, 4),
+            }
             for (t, d, k), s in trials.items()
         ],
     }

@@ -48,8 +48,6 @@ def pieces(name: str, tensor: torch.Tensor, config: ModelConfig) -> list[torch.T
         return [tensor.view(experts * 2, twice // 2, hidden)]
     if tensor.ndim == 3:
         return [tensor]
-    if name.endswith("gate_up_proj.weight"):
-        return [half[None] for half in tensor.chunk(2)]
     if name.endswith("kv_a_proj_with_mqa.weight"):
         return [part[None] for part in tensor.split([config.kv_lora_rank, config.qk_rope_head_dim])]
     if name.endswith("kv_b_proj.weight"):

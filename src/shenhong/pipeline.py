@@ -1,0 +1,147 @@
+"""From recipe to report: the stages of a run, in order, each skipped once it is done.
+
+    corpus      refine raw text into held-out and training text        corpus/
+    tokenizer   learn the vocabulary                                   tokenizer/
+    tokens      render, encode and pack documents into rows            tokens/
+    train       optimise                                               checkpoints/
+    model       the finished Hugging Face folder                       model/
+    evaluate    measure                                                evaluation.json
+    report      show                                                   report.html, report.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shenhong import __version__
+from shenhong.errors import RecipeError, RunError
+from shenhong.parallel import Mesh, join, leave
+from shenhong.recipe import Recipe, parse
+from shenhong.run import Run, atomic_folder, atomic_write, digest
+
+
+@dataclass
+class Context:
+    """What every stage is given. ``run`` is None on processes that do not lead."""
+
+    recipe: Recipe
+    path: Path
+    mesh: Mesh
+    run: Run | None
+
+    def say(self, text: str) -> None:
+        if self.mesh.leads:
+            print(text, file=sys.stderr, flush=True)
+
+
+def run(recipe: Recipe, path: Path, until: str | None = None) -> None:
+    """Run every stage of ``recipe`` in the folder ``path`` that is not done; ``until`` is the last one."""
+    mesh = join()
+    opened = None
+    try:
+        opened = Run(path, create=True) if mesh.leads else None
+        if opened:
+            _freeze_recipe(opened, recipe)
+        context = Context(recipe, Path(path), mesh, opened)
+        for name, stage in STAGES.items():
+            done = mesh.share(opened.done(name) if opened else None)
+            if not done and (mesh.leads or name == "train"):
+                _perform(context, name, stage)
+            mesh.barrier()
+            if name == until:
+                break
+    finally:
+        if opened:
+            opened.close()
+        leave()
+
+
+def _perform(context: Context, name: str, stage: Callable[[Context], dict[str, Any]]) -> None:
+    if context.run is None:
+        stage(context)
+        return
+    context.say(f"[{list(STAGES).index(name) + 1}/{len(STAGES)}] {name}")
+    with context.run.stage(name) as outputs:
+        outputs.update(stage(context))
+
+
+def _freeze_recipe(run: Run, recipe: Recipe) -> None:
+    """The run keeps its own copy; another recipe for the same folder is refused, naming what differs."""
+    file = run.path / "recipe.toml"
+    if not file.exists():
+        atomic_write(file, recipe.dump())
+        run.manifest.update(name=recipe.name, seed=recipe.seed, shenhong=__version__)
+        run.save()
+        return
+    frozen = load_frozen(run.path)
+    ours, theirs = _flat(recipe.model_dump(mode="json")), _flat(frozen.model_dump(mode="json"))
+    differing = [f"{key} is {theirs.get(key)} there, {ours.get(key)} here" for key in ours if ours[key] != theirs.get(key)]
+    if differing:
+        raise RunError(f"{run.path} was begun with another recipe ({differing[0]}{f' and {len(differing) - 1} more' if len(differing) > 1 else ''}); choose another --run folder, or continue it with 'shenhong train {run.path}'")
+
+
+def load_frozen(path: Path) -> Recipe:
+    """The recipe a run was begun with. Error: RecipeError when the copy was damaged."""
+    from shenhong.recipe import load
+
+    return load(path / "recipe.toml")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+# ------------------------------------------------------------------------------------------ stages
+
+
+def _corpus(context: Context) -> dict[str, Any]:
+    from shenhong.corpus import refine
+
+    with atomic_folder(context.path / "corpus") as folder:
+        report = refine(context.recipe.corpus, Path("."), folder, context.recipe.seed, context.say)
+    return {"kept": report.get("kept"), "train_sha256": digest(context.path / "corpus" / "train.parquet")}
+
+
+def _tokenizer(context: Context) -> dict[str, Any]:
+    from shenhong.tokenizer import train_tokenizer
+
+    with atomic_folder(context.path / "tokenizer") as folder:
+        return train_tokenizer(context.path / "corpus", folder, context.recipe.tokenizer, context.say)
+
+
+def _tokens(context: Context) -> dict[str, Any]:
+    from shenhong.corpus import pack
+
+    with atomic_folder(context.path / "tokens") as folder:
+        return pack(context.path / "corpus", context.path / "tokenizer", folder, context.recipe.train.sequence_length, context.say)
+
+
+def _train(context: Context) -> dict[str, Any]:
+    from shenhong.tokenizer import Tokenizer
+    from shenhong.train import train
+
+    tokenizer = Tokenizer.load(context.path / "tokenizer")
+    recipe = context.recipe
+    config = recipe.architecture(tokenizer.vocab_size, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
+    begun = time.monotonic()
+    minutes = recipe.minutes
+    seconds = None
+    if minutes is not None:
+        spent = _seconds_spent(context.run.manifest) if context.run else 0.0
+        # Measured when the steps are counted, so that what choosing the machine took is paid for too.
+        seconds = lambda: max(1.0, minutes * 60 - spent - recipe.reserve_seconds - (time.monotonic() - begun))  # noqa: E731
+    train(context.run, context.path, recipe.train, config, recipe.seed, context.mesh, seconds, (tokenizer.bos_id, tokenizer.pad_id))
+    return {}
+
+
+def _seconds_spent(manifest: dict[str, Any]) -> float:
+    return sum(stage.get("seconds", 0.0) for stage in manifest["stages"].values())

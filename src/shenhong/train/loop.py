@@ -1,0 +1,219 @@
+"""The training loop: one for every objective, on one process or many.
+
+It repeats trainer.step, and keeps the promises around it: what was chosen is frozen, a checkpoint is
+never far, a stop by Ctrl-C or kill goes on bit for bit, and a NaN or a spike ends the run loudly with
+the last good checkpoint in place.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shenhong.errors import TrainingError
+from shenhong.model import Decoder, ModelConfig
+from shenhong.parallel import Mesh
+from shenhong.run import Run
+from shenhong.train import budget, checkpoint, machine
+from shenhong.train.data import Rows
+from shenhong.train.display import Display
+from shenhong.train.settings import TrainSettings
+from shenhong.train.trainer import StepResult, Trainer, score_rows
+
+GUARD_AFTER = 20  # steps before the spike guard trusts its running mean
+
+
+class Stop:
+    """Turns Ctrl-C and SIGTERM into a wish that the loop honours after the step it is in."""
+
+    def __enter__(self) -> Stop:
+        self.wanted = False
+        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, *_: object) -> None:
+        self.wanted = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def train(
+    run: Run | None,
+    path: Path,
+    settings: TrainSettings,
+    config: ModelConfig,
+    seed: int,
+    mesh: Mesh,
+    seconds: Callable[[], float] | None,
+    ids: tuple[int, int],
+) -> Decoder:
+    """Train from the packed rows in ``path/tokens``, or go on from the newest checkpoint.
+
+    ``run`` is the open run on the leading process and None elsewhere; ``seconds()`` is the time left for
+    training where steps are not given; ``ids`` are BOS and padding. Returns the trained model.
+
+    Errors: TrainingError (NaN, spike), CheckpointError, DataError; KeyboardInterrupt after a stop.
+    """
+    device = machine.device()
+    rows = Rows(path / "tokens" / "train.safetensors", *ids, settings.prompt_weight)
+    valid = Rows(path / "tokens" / "valid.safetensors", *ids)
+
+    def make(dtype: torch.dtype) -> Trainer:
+        return Trainer(settings, config, rows, mesh, seed, dtype, device)
+
+    def look(trainer: Trainer) -> float:
+        numbers = torch.arange(min(settings.valid_rows, len(valid)))
+        nats, counted = score_rows(trainer.model, valid, numbers, settings.micro_tokens)
+        return nats / max(1, counted)
+
+    plan = _plan(run, mesh, settings, make, look, seconds)
+    choice = plan["machine"]
+    if (mesh.leads and (now := machine.describe())["cpu"] != choice["cpu"]) or machine.describe()[
+        "torch"
+    ] != choice["torch"]:
+        print(
+            f"note: the run began on {choice['cpu']}, torch {choice['torch']}; here it is {now['cpu']}, torch {now['torch']}: results may differ in the last bits"
+        )
+    trainer = make(budget.apply(choice))
+    root = path / "checkpoints"
+    progress = checkpoint.Progress()
+    if found := checkpoint.load_newest(root):
+        progress, weights, optimizer = found
+        trainer.model.load_state_dict(weights)
+        trainer.optimizer.load(optimizer)
+    steps = plan["train"]["steps"]
+    looks = {
+        max(1, round(i * settings.valid_every * steps))
+        for i in range(1, int(1 / settings.valid_every) + 1)
+    } | {steps}
+
+    def save() -> None:
+        if mesh.leads:
+            checkpoint.save(
+                root, progress, trainer.model.state_dict(), dict(trainer.optimizer.state())
+            )
+
+    with Stop() as stop, Display(steps, progress.step, mesh.leads) as display:
+        saved_at = begun = time.monotonic()
+        before = progress.seconds
+        while progress.step < steps:
+            step_begun = time.monotonic()
+            result = trainer.step(progress.step, steps)
+            _guard(progress, result, settings.spike, root)
+            progress.step += 1
+            progress.rows_seen += trainer.rows_a_step
+            progress.seconds = before + time.monotonic() - begun
+            pace = settings.batch_tokens / (time.monotonic() - step_begun)
+            display.show(progress.step, result.loss, pace)
+            if run:
+                _report(run, progress, steps, result, pace, settings.batch_tokens)
+            if progress.step in looks:
+                nats = look(trainer)
+                if run:
+                    run.event(
+                        "valid",
+                        step=progress.step,
+                        seconds=round(progress.seconds, 3),
+                        nats_per_token=nats,
+                    )
+            wanted = mesh.share(
+                [stop.wanted, time.monotonic() - saved_at > settings.checkpoint_seconds]
+            )
+            if any(wanted) and progress.step < steps:
+                save()
+                saved_at = time.monotonic()
+            if wanted[0] and progress.step < steps:
+                raise KeyboardInterrupt(f"at step {progress.step} of {steps}, checkpoint saved")
+        save()
+    return trainer.model
+
+
+def _plan(
+    run: Run | None,
+    mesh: Mesh,
+    settings: TrainSettings,
+    make: budget.Make,
+    look: Callable[[Trainer], float],
+    seconds: Callable[[], float] | None,
+) -> dict[str, Any]:
+    """The frozen machine choice and step count; measured now if this run has none yet."""
+    frozen = mesh.share(
+        {k: run.manifest[k] for k in ("machine", "train") if k in run.manifest} if run else None
+    )
+    if "machine" not in frozen:
+        choice = mesh.share(
+            {**machine.describe(), **budget.choose_machine(make, settings), "processes": mesh.size}
+        )
+        frozen["machine"] = choice
+        if run:
+            run.freeze("machine", lambda: choice)
+    if "train" not in frozen:
+        dtype = budget.apply(frozen["machine"])
+        config = make(dtype).config
+        counted = {"steps": settings.steps}
+        if settings.steps is None:
+            trial = make(dtype)
+            assert seconds is not None  # the recipe demands minutes or steps
+            counted = budget.count_steps(trial, mesh.share(seconds()), lambda: look(trial))
+        frozen["train"] = mesh.share(
+            {
+                **counted,
+                "tokens_per_step": settings.batch_tokens,
+                "flops_per_token": 3 * config.flops_per_token(settings.sequence_length / 4),
+                "parameters": config.parameters,
+                "active_parameters": config.active_parameters,
+            }
+        )
+        if run:
+            run.freeze("train", lambda: frozen["train"])
+    return frozen
+
+
+def _guard(progress: checkpoint.Progress, result: StepResult, spike: float, root: Path) -> None:
+    """Stop on a NaN or a loss far above its running mean. Error: TrainingError."""
+    loss, mean = result.loss, progress.loss_mean
+    kept = checkpoint.saved(root)
+    where = (
+        f"the last good checkpoint, {kept[-1]}, is kept"
+        if kept
+        else "no checkpoint was written yet"
+    )
+    remedy = f"{where}; lower train.lr or train.vector_lr in a new run"
+    if not (math.isfinite(loss) and math.isfinite(result.grad_norm)):
+        raise TrainingError(
+            f"step {progress.step + 1}: the loss is {loss}, the gradient norm {result.grad_norm}; {remedy}"
+        )
+    if mean is not None and progress.step >= GUARD_AFTER and loss > mean + spike:
+        raise TrainingError(
+            f"step {progress.step + 1}: the loss jumped to {loss:.2f} from a mean of {mean:.2f} nats per token; {remedy}"
+        )
+    progress.loss_mean = loss if mean is None else 0.95 * mean + 0.05 * loss
+
+
+def _report(
+    run: Run, progress: checkpoint.Progress, steps: int, result: StepResult, pace: float, batch: int
+) -> None:
+    fields: dict[str, Any] = {
+        "step": progress.step,
+        "steps": steps,
+        "loss": round(result.loss, 5),
+        "lr": result.lr,
+        "grad_norm": round(result.grad_norm, 4),
+        "tokens": progress.step * batch,
+        "seconds": round(progress.seconds, 3),
+        "tokens_per_second": round(pace),
+        "load_max": [round(max(layer) * len(layer), 3) for layer in result.load],
+    }
+    if result.mtp_loss is not None:
+        fields["mtp_loss"] = round(result.mtp_loss, 5)
+    if progress.step % 20 == 0 or progress.step == steps:
+        fields["load"] = [[round(share, 4) for share in layer] for layer in result.load]
+    run.event("train", **fields)
