@@ -1,0 +1,199 @@
+"""Measures a model on the held-out part of its corpus, beside n-grams and beside the human texts.
+
+`evaluate` never sees the model: what only the model can say comes in as the summed loss over the test split
+and as a function that answers prompts. Everything else is computed here, from the corpus alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from shenhong.errors import DataError
+from shenhong.evaluate import verse
+from shenhong.evaluate.copying import copies, summarise
+from shenhong.evaluate.metrics import ScoredText, distinct, mean, ratio
+from shenhong.evaluate.ngram import NGram
+from shenhong.evaluate.settings import EvaluateSettings
+
+FORMAT = 1
+Generate = Callable[[list[str]], list[str]]
+Log = Callable[[str], None]
+
+_OPENING_CHARACTERS = 60  # of a held-out text that a model of plain documents continues
+
+
+def evaluate(
+    corpus_dir: Path,
+    kind: str,
+    scored: ScoredText | None,
+    generate: Generate | None,
+    seen_texts: Iterable[str] | None,
+    settings: EvaluateSettings,
+    seed: int,
+    log: Log = lambda line: None,
+) -> dict:
+    """All measures of one model, as JSON-able values.
+
+    corpus_dir   has train.parquet and test.parquet (columns id, prompt, text; verse: form, title, author)
+    kind         "verse" measures verse besides; any other kind gets what holds for all text
+    scored       the model's loss over the whole test split, in its order if one number a text; or None
+    generate     answers prompts in order, one answer each; None leaves out everything that needs answers
+    seen_texts   the training texts that the model saw; None: not known, only the whole split is used
+    Errors: DataError (a corpus file is missing or empty); ValueError when scored is of other text.
+    """
+    held_out = read_split(corpus_dir, "test")
+    training = read_split(corpus_dir, "train")["text"]
+    texts = held_out["text"]
+    result: dict = {
+        "format": FORMAT,
+        "kind": kind,
+        "seed": seed,
+        "settings": settings.model_dump(mode="json"),
+        "held_out": {"texts": len(texts), "characters": sum(map(len, texts))},
+        "bits_per_character": _bits(texts, training, scored, seen_texts, settings, log),
+    }
+    if kind == "verse":
+        result["verse"] = verse.reference(texts, held_out["form"], seed)
+    if generate is not None and settings.titles:
+        start = time.monotonic()
+        if kind == "verse":
+            chosen = verse.choose(held_out, settings.titles, seed)
+            prompts, human = verse.prompts(chosen), chosen["text"]
+        else:
+            prompts, human = _openings(held_out, min(settings.titles, settings.samples), seed)
+        answers = generate(prompts)
+        if len(answers) != len(prompts):
+            raise ValueError(f"generate answered {len(answers)} of {len(prompts)} prompts")
+        seconds = time.monotonic() - start
+        log(f"{len(answers)} answers in {seconds:.1f} s")
+        result["generation"] = _answers(answers, human, training, settings, seconds)
+        if kind == "verse":
+            result["verse"]["model"] = verse.measure(answers, chosen["form"])
+            result["samples"] = verse.samples(chosen, answers, settings.samples)
+        else:
+            result["samples"] = [
+                {"prompt": p, "text": a}
+                for p, a in zip(prompts, answers, strict=True)
+            ][: settings.samples]  # fmt: skip
+    return result
+
+
+def read_split(corpus_dir: Path, split: str) -> dict[str, list[str]]:
+    """The columns of one split of a refined corpus. Errors: DataError."""
+    path = Path(corpus_dir) / f"{split}.parquet"
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise DataError(f"no {split} split at {path}; run the corpus stage again") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}; run the corpus stage again") from error
+    if not table.num_rows:
+        raise DataError(f"{path} holds no texts; use a larger corpus or milder rules")
+    columns = set(table.column_names) & {"id", "prompt", "text", "form", "title", "author"}
+    return {name: table[name].to_pylist() for name in columns}
+
+
+def _bits(
+    texts: Sequence[str],
+    training: Sequence[str],
+    scored: ScoredText | None,
+    seen_texts: Iterable[str] | None,
+    settings: EvaluateSettings,
+    log: Log,
+) -> dict:
+    """Bits per character of the held-out texts: the model, and n-grams of the text it saw and of all."""
+    characters = np.array([len(text) for text in texts])
+    sources: list[tuple[str, Sequence[str]]] = [("all", training)]
+    if seen_texts is not None and (seen := list(seen_texts)):
+        sources.insert(0, ("seen", seen))
+    result: dict = {"ngrams": []}
+    bits: dict[tuple[str, int], np.ndarray] = {}
+    for source, source_texts in sources:
+        for order in sorted({1, settings.ngram_order}):
+            start = time.monotonic()
+            ngram = NGram(source_texts, order)
+            bits[source, order] = ngram.bits(texts)
+            estimate = ratio(bits[source, order], characters)
+            result["ngrams"].append(
+                {
+                    "order": order,
+                    "source": source,
+                    "texts": len(source_texts),
+                    "characters": sum(map(len, source_texts)),
+                    "vocabulary": ngram.outcomes,
+                    "unknown": ngram.unknown_share(texts),
+                    "bits_per_character": estimate.to_json(),
+                    "seconds": round(time.monotonic() - start, 3),
+                }
+            )
+            del ngram
+            log(f"{order}-gram of {source} text: {estimate.value:.3f} bits per character")
+    if scored is None:
+        return result
+    counted = int(np.sum(scored.characters))
+    if counted != characters.sum():
+        raise ValueError(
+            f"the model was scored on {counted} characters, the test split has {characters.sum()}"
+        )
+    model = scored.bits_per_character()
+    log(f"model: {model.value:.3f} bits per character")
+    result["model"] = {
+        "bits_per_character": model.to_json(),
+        "nats_per_character": scored.nats_per_character().to_json(),
+        "nats_per_token": scored.nats_per_token().to_json(),
+        "tokens": int(np.sum(scored.tokens)),
+        "characters_per_token": counted / int(np.sum(scored.tokens)),
+    }
+    model_bits = np.atleast_1d(np.asarray(scored.nats, dtype=np.float64)) / math.log(2)
+    for entry in result["ngrams"]:
+        other = bits[entry["source"], entry["order"]]
+        value = 1 - float(model_bits.sum() / other.sum())
+        # With one number a text the two are paired, and the error of the ratio is that of the pairs.
+        error = ratio(model_bits, other).error if len(model_bits) == len(other) else None
+        entry["model_below"] = {"value": value, "error": error, "count": len(model_bits)}
+    return result
+
+
+def _openings(held_out: dict[str, list[str]], count: int, seed: int) -> tuple[list[str], list[str]]:
+    """Prompts for plain documents, and the human answers: the texts' own prompts, else their first words."""
+    texts = held_out["text"]
+    chosen = np.random.default_rng(seed).permutation(len(texts))[:count]
+    prompts, answers = [], []
+    for i in map(int, chosen):
+        prompt, text = held_out.get("prompt", [""] * len(texts))[i] or "", texts[i]
+        if not prompt:
+            cut = text.rfind(" ", 1, _OPENING_CHARACTERS)
+            prompt = text[: cut if cut > 0 else min(_OPENING_CHARACTERS, len(text) // 2)]
+            text = text[len(prompt) :]
+        prompts.append(prompt)
+        answers.append(text)
+    return prompts, answers
+
+
+def _answers(
+    answers: Sequence[str],
+    human: Sequence[str],
+    training: Sequence[str],
+    settings: EvaluateSettings,
+    seconds: float,
+) -> dict:
+    """Variety and copying of the answers, beside the human texts of the same prompts."""
+    found = copies([*answers, *human], training)
+    copying = {"model": summarise(found[: len(answers)]), "human": summarise(found[len(answers) :])}
+    return {
+        "prompts": len(answers),
+        "temperature": settings.temperature,
+        "seconds": round(seconds, 3),
+        "mean_characters": mean([len(a) for a in answers]).to_json(),
+        "distinct": {
+            str(n): {"model": distinct(answers, n), "human": distinct(human, n)}
+            for n in (1, 2, 3, 4)
+        },
+        "copying": copying,
+    }
