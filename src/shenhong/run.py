@@ -120,17 +120,20 @@ class Run:
                     f"cannot make {self.path}: {error.strerror}; choose another --run folder"
                 ) from error
         self._lock = self._acquire() if write else None
-        if manifest.exists():
-            self.manifest = self._read(manifest)
-        else:
-            self.manifest = {
-                "format": FORMAT,
-                "shenhong": __version__,
-                "created": time.time(),
-                "stages": {},
-            }
-        if write:
-            self._mend_events()
+        self.manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "shenhong": __version__,
+            "created": time.time(),
+            "stages": {},
+        }
+        try:
+            if manifest.exists():
+                self.manifest = self._read(manifest)
+            if write:
+                self._mend_events()
+        except BaseException:
+            self.close()
+            raise
 
     def _acquire(self) -> int:
         lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)

@@ -3,7 +3,7 @@
     checkpoints/step-000400/
         model.safetensors       weights and balancing biases
         optimizer.safetensors   momenta, moments, step count
-        state.json              step, rows seen, loss mean, random state, SHA-256 of the other two
+        state.json              step, rows seen, loss mean, random state, SHA-256 of everything
 
 A checkpoint is built under a temporary name, synced and renamed; the one before it is removed only
 afterwards, so a kill at any byte leaves at least one whole checkpoint.
@@ -11,6 +11,7 @@ afterwards, so a kill at any byte leaves at least one whole checkpoint.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass
@@ -40,6 +41,10 @@ def _folder(root: Path, step: int) -> Path:
     return root / f"step-{step:06d}"
 
 
+def _fingerprint(state: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
 def saved(root: Path) -> list[Path]:
     """Whole checkpoints, oldest first (unfinished ones carry a dot in front)."""
     return sorted(root.glob("step-*"))
@@ -62,11 +67,11 @@ def save(
                 raise OSError(28, f"{error}") from error
             hashes[name] = digest(folder / name)
         state = {
-            **asdict(progress),
+            "progress": asdict(progress),
             "random": torch.get_rng_state().numpy().tobytes().hex(),
-            "sha256": hashes,
+            "files": hashes,
         }
-        (folder / "state.json").write_text(json.dumps(state))
+        (folder / "state.json").write_text(json.dumps({**state, "sha256": _fingerprint(state)}))
     for old in saved(root)[:-KEPT]:
         shutil.rmtree(old)
     return final
@@ -89,11 +94,12 @@ def load_newest(
     )
     try:
         state = json.loads((folder / "state.json").read_bytes())
-        hashes, random = state.pop("sha256"), bytes.fromhex(state.pop("random"))
-        progress = Progress(**state)
+        if _fingerprint({k: v for k, v in state.items() if k != "sha256"}) != state["sha256"]:
+            raise ValueError("its SHA-256 is not the one recorded")
+        progress, random = Progress(**state["progress"]), bytes.fromhex(state["random"])
         tensors = []
         for name in ("model.safetensors", "optimizer.safetensors"):
-            if digest(folder / name) != hashes[name]:
+            if digest(folder / name) != state["files"][name]:
                 raise CheckpointError(
                     f"{folder / name} is damaged (its SHA-256 is not the one recorded); {remedy}"
                 )
