@@ -1,5 +1,6 @@
 """Arithmetic: the ops of a training step, their PyTorch references and their CPU kernels."""
 
+from shenhong.numerics.kernels import kernels_in_use, use_kernels
 from shenhong.numerics.ops import (
     Documents,
     Plan,
@@ -20,10 +21,12 @@ __all__ = [
     "attention",
     "cross_entropy",
     "documents",
+    "kernels_in_use",
     "latent_attention",
     "moe_experts",
     "moe_plan",
     "rms_norm",
     "select_experts",
     "swiglu",
+    "use_kernels",
 ]

@@ -12,7 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shenhong.numerics import reference
+from shenhong.numerics import fused_experts, reference
+from shenhong.numerics.fused_attention import HeadAttention, LatentAttention
+from shenhong.numerics.fused_experts import Experts
+from shenhong.numerics.fused_loss import CrossEntropy
+from shenhong.numerics.fused_norm import RmsNorm, SwiGlu
+from shenhong.numerics.kernels import fast, library
 from shenhong.numerics.reference import Documents, Plan, documents
 
 __all__ = [
@@ -32,11 +37,15 @@ __all__ = [
 
 def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last dimension: fp32 inside, x's dtype outside. Any leading shape."""
+    if fast(x_ND) and weight_D.dtype == torch.float32:
+        return RmsNorm.apply(x_ND, weight_D, eps)
     return reference.rms_norm(x_ND, weight_D, eps)
 
 
 def swiglu(gate_up_N2I: Tensor) -> Tensor:
     """silu(first half) * second half of the last dimension."""
+    if fast(gate_up_N2I):
+        return SwiGlu.apply(gate_up_N2I)
     return reference.swiglu(gate_up_N2I)
 
 
@@ -54,6 +63,8 @@ def attention(
 
     cos_Tr, sin_Tr: fp32 [T_max, rope_dims / 2] by position; interleaved pairs (2i, 2i+1).
     """
+    if fast(q_NHd, k_NHd, v_NHv):
+        return HeadAttention.apply(q_NHd, k_NHd, v_NHv, docs, cos_Tr, sin_Tr, rope_dims, scale)
     return reference.attention(q_NHd, k_NHd, v_NHv, docs, cos_Tr, sin_Tr, rope_dims, scale)
 
 
@@ -71,6 +82,8 @@ def latent_attention(
     q: [N, H, n + r], its last r dims not yet rotated. kv: [N, H, n + v], keys without rotation, then values.
     k_rope: [N, r], not yet rotated, shared by all heads. cos, sin: fp32 [T_max, r / 2]. Softmax in fp32.
     """
+    if fast(q_NHd, kv_NHe, k_rope_Nr):
+        return LatentAttention.apply(q_NHd, kv_NHe, k_rope_Nr, docs, cos_Tr, sin_Tr, scale)
     heads, rope_dims = q_NHd.shape[1], k_rope_Nr.shape[1]
     plain = q_NHd.shape[2] - rope_dims
     shared_NHr = k_rope_Nr[:, None, :].expand(-1, heads, -1)
@@ -82,6 +95,8 @@ def latent_attention(
 
 def moe_plan(chosen_NK: Tensor, experts: int) -> Plan:
     """Sort the N*K assignments by expert (by token within one), each segment padded to 64 rows. Deterministic."""
+    if chosen_NK.device.type == "cpu" and library() is not None:
+        return fused_experts.plan(chosen_NK, experts)
     return reference.moe_plan(chosen_NK, experts)
 
 
@@ -89,6 +104,8 @@ def moe_experts(
     x_ND: Tensor, gates_NK: Tensor, plan: Plan, w_gate_up_E2ID: Tensor, w_down_EDI: Tensor
 ) -> Tensor:
     """y = sum_k gate_k * down_k(swiglu(gate_up_k(x))) over the experts of `plan`; gates are fp32. [N, D]."""
+    if fast(x_ND, w_gate_up_E2ID, w_down_EDI):
+        return Experts.apply(x_ND, gates_NK.float(), plan, w_gate_up_E2ID, w_down_EDI)
     return reference.moe_experts(x_ND, gates_NK, plan, w_gate_up_E2ID, w_down_EDI)
 
 
@@ -99,11 +116,16 @@ def cross_entropy(
 
     Tokens whose weight is 0 cost nothing and have log-probability 0.
     """
-    return reference.cross_entropy(h_ND, weight_VD, targets_N, weights_N)
+    if h_ND.dtype == torch.float64:
+        return reference.cross_entropy(h_ND, weight_VD, targets_N, weights_N)
+    grad = torch.is_grad_enabled() and (h_ND.requires_grad or weight_VD.requires_grad)
+    return CrossEntropy.apply(h_ND, weight_VD, targets_N, weights_N, grad)
 
 
 def select_experts(
     scores_NE: Tensor, bias_E: Tensor, k: int, n_group: int = 1, topk_group: int = 1
 ) -> Tensor:
     """Indices [N, k] of the experts of highest score + bias (DeepSeek-V3 group limits), ties to the lower index."""
+    if fast(scores_NE, bias_E) and scores_NE.dtype == torch.float32:
+        return fused_experts.select(scores_NE, bias_E, k, n_group, topk_group)
     return reference.select_experts(scores_NE, bias_E, k, n_group, topk_group)
