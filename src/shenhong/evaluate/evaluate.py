@@ -25,6 +25,7 @@ FORMAT = 1
 Generate = Callable[[list[str]], list[str]]
 Log = Callable[[str], None]
 
+_COLUMNS = ("id", "prompt", "text", "form", "title", "author")
 _OPENING_CHARACTERS = 60  # of a held-out text that a model of plain documents continues
 
 
@@ -48,7 +49,7 @@ def evaluate(
     Errors: DataError (a corpus file is missing or empty); ValueError when scored is of other text.
     """
     held_out = read_split(corpus_dir, "test")
-    training = read_split(corpus_dir, "train")["text"]
+    training = read_split(corpus_dir, "train", ("text",))["text"]
     texts = held_out["text"]
     result: dict = {
         "format": FORMAT,
@@ -84,19 +85,21 @@ def evaluate(
     return result
 
 
-def read_split(corpus_dir: Path, split: str) -> dict[str, list[str]]:
-    """The columns of one split of a refined corpus. Errors: DataError."""
+def read_split(
+    corpus_dir: Path, split: str, columns: Sequence[str] = _COLUMNS
+) -> dict[str, list[str]]:
+    """Columns of one split of a refined corpus, those of them that it has. Errors: DataError."""
     path = Path(corpus_dir) / f"{split}.parquet"
     try:
-        table = pq.read_table(path)
+        names = set(pq.read_schema(path).names)
+        table = pq.read_table(path, columns=[name for name in columns if name in names])
     except FileNotFoundError:
         raise DataError(f"no {split} split at {path}; run the corpus stage again") from None
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}; run the corpus stage again") from error
     if not table.num_rows:
         raise DataError(f"{path} holds no texts; use a larger corpus or milder rules")
-    columns = set(table.column_names) & {"id", "prompt", "text", "form", "title", "author"}
-    return {name: table[name].to_pylist() for name in columns}
+    return {name: table[name].to_pylist() for name in table.column_names}
 
 
 def _bits(

@@ -1,0 +1,447 @@
+"""The report of a run, as one self-contained HTML page and as Markdown.
+
+It reads only files of the run folder: manifest.json, events.jsonl, evaluation.json, corpus/report.json and
+recipe.toml; what is absent is left out of the report, so it can be written at any time. Everything read is text
+to escape, never markup.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shenhong.errors import RunError
+from shenhong.evaluate import report_verse
+from shenhong.evaluate.charts import Curves, Loads, Series, Shares, short
+from shenhong.evaluate.page import (
+    Block,
+    Grid,
+    Heading,
+    Note,
+    Table,
+    Tiles,
+    Verbatim,
+    markdown_page,
+    page,
+)
+from shenhong.evaluate.report_verse import share
+from shenhong.run import atomic_write, read_events
+
+Json = Mapping[str, Any]
+_LAYERS_DRAWN = 6  # each with a curve of its own; of more, the mean and the worst
+
+
+def write_report(run_dir: Path) -> tuple[str, str]:
+    """Writes report.html and report.md into the run folder and returns them. Errors: RunError."""
+    run_dir = Path(run_dir)
+    manifest = _read_json(run_dir / "manifest.json")
+    if manifest is None:
+        raise RunError(f"no manifest.json in {run_dir}; give the folder of a run")
+    recipe = _read_text(run_dir / "recipe.toml")
+    evaluation = _read_json(run_dir / "evaluation.json") or {}
+    events = read_events(run_dir)
+    name = manifest.get("name") or _recipe_name(recipe) or run_dir.resolve().name
+    blocks = [
+        *_headline(manifest, evaluation),
+        *(_samples(evaluation) if evaluation.get("kind") != "verse" else []),
+        *(report_verse.blocks(evaluation) if evaluation.get("kind") == "verse" else []),
+        *_bits(evaluation),
+        *_originality(evaluation),
+        *_training(events, manifest),
+        *_experts(events),
+        *_cost(manifest, events),
+        *_refining(_read_json(run_dir / "corpus" / "report.json") or {}),
+        *_settings(manifest, recipe),
+    ]
+    blocks = [block for block in blocks if block.html()]
+    subtitle = _subtitle(manifest)
+    title = f"{name}: a Shenhong run"
+    html, markdown = page(title, subtitle, blocks), markdown_page(title, subtitle, blocks)
+    atomic_write(run_dir / "report.html", html)
+    atomic_write(run_dir / "report.md", markdown)
+    return html, markdown
+
+
+# --- sections ---------------------------------------------------------------------------------------
+
+
+def _headline(manifest: Json, evaluation: Json) -> list[Block]:
+    tiles: list[tuple[str, str, str]] = []
+    bits = _get(evaluation, "bits_per_character", "model", "bits_per_character")
+    rival = _rival(evaluation)
+    if bits:
+        beside = f"{rival['order']}-gram {_number(rival['bits_per_character'], 3)}" if rival else ""
+        tiles.append(("bits per character, held out", _number(bits, 3), beside))
+    tiles += report_verse.tiles(evaluation)
+    if seconds := _total_seconds(manifest):
+        cores = _get(manifest, "machine", "cores")
+        tiles.append(("wall-clock", _time(seconds), f"on {cores} cores" if cores else ""))
+    if peak := _peak(manifest):
+        tiles.append(("peak memory", _bytes(peak), ""))
+    out: list[Block] = [Tiles(tiles)] if tiles else []
+    rows = [[*row, "–"] for row in report_verse.headline(evaluation)]
+    if bits:
+        gram = _estimate(rival["bits_per_character"], 3) if rival else "–"
+        rows.insert(0, ["bits per character", _estimate(bits, 3), "–", "–", gram])
+    generation = evaluation.get("generation") or {}
+    if pair := _get(generation, "distinct", "2"):
+        rows.append(
+            ["distinct-2", _percent(pair.get("model")), _percent(pair.get("human")), "–", "–"]
+        )
+    if copying := generation.get("copying"):
+        copied = (share(_get(copying, who, "lines_copied")) for who in ("model", "human"))
+        rows.append(["lines copied from training", *copied, "–", "–"])
+    if rows:
+        name = f"{rival['order']}-gram" if rival else "n-gram"
+        table = Table(["measure", "model", "human", "shuffled", name], rows)
+        out += [Heading("In one table"), table]
+    return out
+
+
+def _bits(evaluation: Json) -> list[Block]:
+    bits = evaluation.get("bits_per_character") or {}
+    rows = []
+    if model := bits.get("model"):
+        rows.append(["this model", "", _estimate(model.get("bits_per_character"), 3), ""])
+    for entry in bits.get("ngrams") or []:
+        order = entry.get("order")
+        name = "unigram" if order == 1 else f"Kneser-Ney {order}-gram"
+        source = {"seen": "the text the model saw", "all": "the whole training split"}.get(
+            entry.get("source"), str(entry.get("source"))
+        )
+        source += f" ({short(entry['characters'])} characters)" if "characters" in entry else ""
+        rows.append([name, source, _estimate(entry.get("bits_per_character"), 3), share(entry.get("model_below"))])  # fmt: skip
+    if not rows:
+        return []
+    out: list[Block] = [
+        Heading("How well it predicts held-out text"),
+        Table(["", "trained on", "bits per character", "the model is below by"], rows, words=2),
+    ]
+    if model:
+        out.append(
+            Note(
+                f"{_estimate(model.get('nats_per_token'), 4)} nats per token and "
+                f"{_estimate(model.get('nats_per_character'), 4)} nats per character, at "
+                f"{_plain(model.get('characters_per_token'), 3)} characters a token; the two are never mixed. "
+                "Punctuation and the end of each text are paid for, prompts are not. ± is one standard error."
+            )
+        )
+    return out
+
+
+def _originality(evaluation: Json) -> list[Block]:
+    generation = evaluation.get("generation") or {}
+    if not generation:
+        return []
+    rows = [
+        [f"distinct-{n}", _percent(pair.get("model")), _percent(pair.get("human"))]
+        for n, pair in (generation.get("distinct") or {}).items()
+    ]
+    model, human = (_get(generation, "copying", who) or {} for who in ("model", "human"))
+    if model:
+        rows += [
+            ["lines that stand in the training text", share(model.get("lines_copied")), share(human.get("lines_copied"))],
+            ["longest run of copied characters", str(model.get("longest_run")), str(human.get("longest_run", "–"))],
+            ["mean longest run of an answer", _estimate(model.get("mean_run"), 2), _estimate(human.get("mean_run"), 2)],
+        ]  # fmt: skip
+    note = (
+        f"{generation.get('prompts')} answers to held-out prompts at temperature "
+        f"{generation.get('temperature')}, one each, none masked, retried or mended; the human column is the "
+        "held-out texts of the same prompts."
+    )
+    if model.get("longest_run_text"):
+        note += f" The longest copied run: {model['longest_run_text'][:200]}"
+    return [
+        Heading("Variety and copying"),
+        Table(["measure", "model", "human"], rows),
+        Note(note),
+    ]
+
+
+def _samples(evaluation: Json) -> list[Block]:
+    samples = evaluation.get("samples") or []
+    blocks: list[Block] = [
+        Verbatim(f"{s.get('prompt', '')} …", str(s.get("text", ""))) for s in samples
+    ]
+    return [Heading("Samples"), *blocks] if blocks else []
+
+
+def _training(events: Sequence[Json], manifest: Json) -> list[Block]:
+    train = [e for e in events if e.get("kind") == "train"]
+    valid = [e for e in events if e.get("kind") == "valid"]
+    if not train:
+        return []
+
+    def loss(axis: str) -> list[Series]:
+        series = [
+            Series("training", _column(train, axis), _column(train, "loss", 1 / math.log(2))),
+            Series("held out", _column(valid, axis), _column(valid, "nats_per_token", 1 / math.log(2))),
+            Series("two tokens ahead (MTP)", _column(train, axis), _column(train, "mtp_loss", 1 / math.log(2))),
+        ]  # fmt: skip
+        return series
+
+    per_character = [
+        Series("held out", _column(valid, "seconds"), _column(valid, "nats_per_character", 1 / math.log(2)))
+    ]  # fmt: skip
+    steps = _column(train, "step")
+    charts: list[Block] = [
+        Curves("Bits per token", "step", loss("step")),
+        Curves("Bits per token", "seconds of training", loss("seconds")),
+        Curves("Bits per character", "seconds of training", per_character),
+        Curves("Learning rate", "step", [Series("rate", steps, _column(train, "lr"))], True),
+        Curves("Gradient norm", "step", [Series("norm before clipping", steps, _column(train, "grad_norm"))], True),
+        Curves("Tokens per second", "step", [Series("speed", steps, _column(train, "tokens_per_second"))], True),
+    ]  # fmt: skip
+    return [Heading("Training"), Grid([chart for chart in charts if chart.html()])]
+
+
+def _experts(events: Sequence[Json]) -> list[Block]:
+    train = [e for e in events if e.get("kind") == "train"]
+    loads = [e for e in train if e.get("load_max")]
+    blocks: list[Block] = []
+    if loads:
+        layers = min(len(e["load_max"]) for e in loads)
+        steps = _column(loads, "step")
+        if layers <= _LAYERS_DRAWN:
+            series = [
+                Series(f"MoE {n + 1}", steps, [e["load_max"][n] for e in loads])
+                for n in range(layers)
+            ]
+        else:
+            series = [
+                Series("worst layer", steps, [max(e["load_max"]) for e in loads]),
+                Series(
+                    "mean of layers",
+                    steps,
+                    [sum(e["load_max"]) / len(e["load_max"]) for e in loads],
+                ),
+            ]
+        blocks.append(Curves("Busiest expert's load over the mean load", "step", series))
+    histograms = [e["load"] for e in train if e.get("load")]
+    if histograms:
+        blocks.append(Loads("Load of each expert at the end, 1 = even", histograms[-1]))
+    return [Heading("Experts"), Grid(blocks)] if blocks else []
+
+
+def _cost(manifest: Json, events: Sequence[Json]) -> list[Block]:
+    stages = {k: v for k, v in (manifest.get("stages") or {}).items() if isinstance(v, Mapping)}
+    timed = [
+        (name, float(stage["seconds"]), _time(stage["seconds"]))
+        for name, stage in stages.items()
+        if isinstance(stage.get("seconds"), int | float)
+    ]
+    out: list[Block] = [Heading("What it cost")]
+    if timed:
+        out.append(Shares(f"Wall-clock of the stages, {_time(sum(t for _, t, _ in timed))}", timed))
+    train = manifest.get("train") or {}
+    rows: list[list[str]] = []
+    total = _total_seconds(manifest)
+    if total:
+        rows.append(["wall-clock of the run", _time(total)])
+    trained = [e for e in events if e.get("kind") == "train"]
+    tokens = trained[-1].get("tokens") if trained else None
+    if tokens is None and _numbers(train, "steps", "tokens_per_step"):
+        tokens = train["steps"] * train["tokens_per_step"]
+    seconds = trained[-1].get("seconds") if trained else _get(stages, "train", "seconds")
+    if "parameters" in train:
+        active = (
+            f" ({short(train['active_parameters'])} active)" if "active_parameters" in train else ""
+        )
+        rows.append(["parameters", short(train["parameters"]) + active])  # fmt: skip
+    if "steps" in train:
+        rows.append(["optimizer steps", f"{train['steps']:,} of {short(train.get('tokens_per_step', 0))} tokens"])  # fmt: skip
+    if tokens:
+        rows.append(["tokens trained on", f"{tokens:,}"])
+        if seconds:
+            rows.append(["tokens per second of training", f"{tokens / seconds:,.0f}"])
+        if "flops_per_token" in train:
+            flops = tokens * train["flops_per_token"]
+            rows.append(["floating-point operations", f"{flops:.3g}"])
+            if seconds:
+                rows.append(["… per second of training", f"{flops / seconds / 1e9:.1f} GFLOP/s"])
+    if peak := _peak(manifest):
+        rows.append(["peak memory", _bytes(peak)])
+    if rows:
+        out.append(Table(["", "measured"], rows))
+    return out if len(out) > 1 else []
+
+
+def _refining(report: Json) -> list[Block]:
+    """corpus/report.json: {"steps": [{"name", "kept", "dropped", "changed", "examples"}], "splits"?}."""
+    steps = [s for s in report.get("steps") or [] if isinstance(s, Mapping)]
+    if not steps:
+        return []
+    rows, examples = [], []
+    for step in steps:
+        name = str(step.get("name") or step.get("step") or "")
+        cells = [_count(step.get(key)) for key in ("kept", "dropped", "changed")]
+        seconds = step.get("seconds")
+        rows.append([name, *cells, _plain(seconds, 3)])
+        shown = _flat(step.get("examples"))[:6]
+        if shown:
+            examples.append(Verbatim(f"{name}: examples", "\n".join(text[:160] for text in shown)))
+    out: list[Block] = [
+        Heading("Refining the text"),
+        Table(["step", "kept", "dropped", "changed", "seconds"], rows),
+        *examples,
+    ]
+    splits = report.get("splits")
+    if isinstance(splits, Mapping):
+        words = (f"{name} {json.dumps(size)}" for name, size in splits.items())
+        out.append(Note("Split: " + ", ".join(words)))
+    return out
+
+
+def _settings(manifest: Json, recipe: str | None) -> list[Block]:
+    machine = manifest.get("machine") or {}
+    rows = [[str(key), _flat_text(value)] for key, value in machine.items()]
+    if "seed" in manifest:
+        rows.append(["seed", str(manifest["seed"])])
+    out: list[Block] = []
+    if rows:
+        out.append(Table(["machine", ""], rows, words=2))
+    if recipe:
+        out.append(Verbatim("recipe.toml", recipe))
+    return [Heading("Settings"), *out] if out else []
+
+
+# --- words and numbers ------------------------------------------------------------------------------
+
+
+def _subtitle(manifest: Json) -> str:
+    parts = []
+    created = manifest.get("created")
+    if isinstance(created, int | float):
+        moment = datetime.datetime.fromtimestamp(created, datetime.UTC)
+        parts.append(f"begun {moment:%Y-%m-%d %H:%M} UTC")
+    elif created:
+        parts.append(f"begun {created}")
+    if cpu := _get(manifest, "machine", "cpu"):
+        parts.append(str(cpu))
+    if version := manifest.get("shenhong"):
+        parts.append(f"shenhong {version}")
+    return " · ".join(parts)
+
+
+def _rival(evaluation: Json) -> Json | None:
+    """The n-gram to stand beside the model: the highest order of the text it saw, else of all text."""
+    ngrams = _get(evaluation, "bits_per_character", "ngrams") or []
+    return max(ngrams, key=lambda e: (e.get("source") == "seen", e.get("order", 0)), default=None)
+
+
+def _total_seconds(manifest: Json) -> float | None:
+    total = manifest.get("seconds_total")
+    if isinstance(total, int | float):
+        return total
+    stages = (s.get("seconds") for s in (manifest.get("stages") or {}).values())
+    known = [s for s in stages if isinstance(s, int | float)]
+    return sum(known) if known else None
+
+
+def _peak(manifest: Json) -> int | None:
+    stages = (s.get("peak_bytes") for s in (manifest.get("stages") or {}).values())
+    return max((p for p in stages if isinstance(p, int)), default=None)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def _estimate(estimate: Json | None, digits: int) -> str:
+    text = _number(estimate, digits)
+    error = (estimate or {}).get("error")
+    return f"{text} ± {error:.{digits}f}" if isinstance(error, int | float) else text
+
+
+def _number(estimate: Json | None, digits: int) -> str:
+    return _plain((estimate or {}).get("value"), digits)
+
+
+def _plain(number: object, digits: int) -> str:
+    return f"{number:.{digits}f}" if isinstance(number, int | float) else "–"
+
+
+def _percent(number: object) -> str:
+    return f"{100 * number:.1f} %" if isinstance(number, int | float) else "–"
+
+
+def _count(number: object) -> str:
+    return f"{number:,}" if isinstance(number, int) else "–" if number is None else str(number)
+
+
+def _numbers(mapping: Json, *keys: str) -> bool:
+    return all(isinstance(mapping.get(key), int | float) for key in keys)
+
+
+def _column(events: Sequence[Json], key: str, scale: float = 1.0) -> list[float]:
+    """One number an event; NaN (left out of curves) where an event lacks it."""
+    values = (e.get(key) for e in events)
+    return [v * scale if isinstance(v, int | float) else math.nan for v in values]
+
+
+def _get(mapping: Json, *keys: str) -> Any:
+    value: Any = mapping
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _flat(examples: object) -> list[str]:
+    """Examples in whatever shape a step wrote them, one line each."""
+    if isinstance(examples, Mapping):
+        return [f"{key}: {text}" for key, value in examples.items() for text in _flat(value)]
+    if isinstance(examples, list):
+        return [text if isinstance(text, str) else _flat_text(text) for text in examples]
+    return [str(examples)] if examples else []
+
+
+def _flat_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _recipe_name(recipe: str | None) -> str | None:
+    try:
+        name = tomllib.loads(recipe or "").get("name")
+    except tomllib.TOMLDecodeError:
+        return None
+    return name if isinstance(name, str) else None
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(
+            f"cannot read {path}: {error.strerror}; mend it or run the stage again"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, None if there is no file. Errors: RunError."""
+    text = _read_text(path)
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise RunError(
+            f"{path} is not JSON ({error}); run the stage that writes it again"
+        ) from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path} holds no JSON object; run the stage that writes it again")
+    return value
