@@ -1,0 +1,329 @@
+"""The corpus stage: raw records in, train/valid/test.parquet and report.json out.
+
+    read -> normalise -> shape (verse) or rules (text) -> exact -> near -> split -> write
+
+The texts pass through in batches and rest on disk between the steps; memory holds, for each record
+that passed the rules, its id and 180 bytes (digest and band keys), and the shingles of those records
+that have a near-duplicate candidate. The result depends on the records, the settings and the seed, and
+not on the order of reading: records are compared in the order of their ids and written sorted by id.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from shenhong.corpus import dedup, rules, shingles, split, verse
+from shenhong.corpus.normalise import simplify, unify
+from shenhong.corpus.read import Columns, read
+from shenhong.corpus.report import Step
+from shenhong.corpus.settings import CorpusSettings
+from shenhong.errors import DataError
+
+_VERSE = ("form", "title", "author", "prosody_text")
+_SORTED_AT_ONCE = 256 << 20  # bytes of the stage file that are sorted in memory at a time
+
+Log = Callable[[str], None]
+
+
+def refine(settings: CorpusSettings, base: Path, out: Path, seed: int, log: Log) -> dict:
+    """Refine the corpus of `settings` (paths relative to `base`) into the folder `out`.
+
+    Writes {train,valid,test}.parquet (columns id, prompt, text; verse: form, title, author,
+    prosody_text) and report.json, whose content is returned.
+    Errors: DataError (a file is missing, empty or damaged; too little is left; the disk is full).
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    stage = out / ".stage.parquet"
+    try:
+        return _refine(settings, base, out, stage, seed, log)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(
+            f"cannot write {out}: {reason}; free space or choose another run"
+        ) from error
+    finally:
+        stage.unlink(missing_ok=True)
+
+
+def _refine(
+    settings: CorpusSettings, base: Path, out: Path, stage: Path, seed: int, log: Log
+) -> dict:
+    steps = {
+        "normalise": Step(
+            "normalise", "Unicode NFC, white space, variants, simplified characters", rewrites=True
+        ),
+        "shape": Step("shape", "clean poems of 5 or 7 characters and 4 or 8 lines", rewrites=True)
+        if settings.kind == "verse"
+        else Step("rules", "length, damage, symbols, repeated lines"),
+        "exact": Step("exact duplicates", "equal but for marks, spaces and letter case"),
+        "near": Step(
+            "near duplicates", f"Jaccard similarity of {settings.near_duplicate} and more"
+        ),
+        "split": Step(
+            "leaks", f"training records that share {settings.leak_overlap} with a held-out one"
+        ),
+    }
+    names, digests, keys, counts = _stage(settings, base, stage, seed, steps)
+    if not len(names):
+        raise DataError(
+            f"no record of {', '.join(settings.paths)} passed the rules; see the corpus settings"
+        )
+    rank = np.empty(len(names), np.int64)
+    rank[pc.sort_indices(names).to_numpy()] = np.arange(len(names))
+    _unique(names, rank)
+    live = _exact(names, digests, rank, stage, steps["exact"])
+    live = _near(settings, names, keys, rank, live, stage, steps["near"])
+    part = _split(settings, names, live, stage, seed, steps["split"])
+    written = _write(names, part, stage, out)
+    for name, count in written.items():
+        if not count["records"]:
+            raise DataError(
+                f"nothing is left for {name}.parquet: {live.sum()} records passed; "
+                "add text or raise corpus.held_out"
+            )
+    report = {
+        "settings": settings.model_dump(),
+        "seed": seed,
+        "read": counts,
+        "steps": [step.summary(log) for step in steps.values()],
+        "splits": written,
+    }
+    text = json.dumps(report, ensure_ascii=False, indent=1)
+    (out / "report.json").write_text(text + "\n", encoding="utf-8")
+    log("; ".join(f"{name} {count['records']:,}" for name, count in written.items()))
+    return report
+
+
+def _stage(
+    settings: CorpusSettings, base: Path, stage: Path, seed: int, steps: dict[str, Step]
+) -> tuple[pa.Array, np.ndarray, np.ndarray, dict]:
+    """Read, normalise, apply the rules; write what passes. Returns ids, digests [N], band keys [N, 21]."""
+    extra = ("title", "author") if settings.kind == "verse" else ()
+    columns = ["id", "prompt", "text", *(_VERSE if settings.kind == "verse" else ())]
+    schema = pa.schema([(name, pa.string()) for name in columns])
+    ids: list[pa.Array] = []
+    digests: list[np.ndarray] = []
+    keys: list[np.ndarray] = []
+    counts = {"records": 0, "characters": 0}
+    with pq.ParquetWriter(stage, schema, compression="zstd", write_statistics=False) as writer:
+        for batch in read(settings, base, extra):
+            counts["records"] += len(batch["id"])
+            counts["characters"] += sum(map(len, batch["text"]))
+            originals = _normalise(batch, settings, steps["normalise"])
+            with steps["shape"] as step:
+                step.records += len(batch["id"])
+                chances = split.chances(batch["id"], seed, "form")
+                shape = _poems if settings.kind == "verse" else _documents
+                passed = shape(batch, originals, chances, settings, step)
+            if not passed["id"]:
+                continue
+            with steps["exact"]:
+                digests.append(shingles.digests(passed["text"]))
+            with steps["near"]:
+                keys.append(dedup.band_keys(*shingles.shingles(passed["text"])))
+            ids.append(pa.array(passed["id"], pa.string()))
+            writer.write_table(pa.table(passed, schema))
+    if not ids:
+        return pa.array([], pa.string()), np.empty(0, np.uint64), np.empty((0, 0)), counts
+    return pa.concat_arrays(ids), np.concatenate(digests), np.concatenate(keys), counts
+
+
+def _normalise(batch: Columns, settings: CorpusSettings, step: Step) -> list[str]:
+    """Normalises the batch in place; returns the texts before simplification, equally long."""
+    with step:
+        step.records += len(batch["id"])
+        originals = []
+        for row, raw in enumerate(batch["text"]):
+            original = unify(raw)
+            text = simplify(original) if settings.simplify else original
+            originals.append(original)
+            batch["text"][row] = text
+            if text != raw:
+                step.change(batch["id"][row], raw, text)
+        for field in ("title", "author"):
+            if field in batch and settings.simplify:
+                batch[field] = [simplify(unify(value)) for value in batch[field]]
+    return originals
+
+
+def _documents(
+    batch: Columns, originals: list[str], chances: np.ndarray, settings: CorpusSettings, step: Step
+) -> Columns:
+    """The documents that pass the rules."""
+    passed: Columns = {"id": [], "prompt": [], "text": []}
+    for name, text in zip(batch["id"], batch["text"], strict=True):
+        fault = rules.fault(text, settings)
+        if fault:
+            step.drop(fault, name, text)
+            continue
+        passed["id"].append(name)
+        passed["prompt"].append("")
+        passed["text"].append(text)
+    return passed
+
+
+def _poems(
+    batch: Columns, originals: list[str], chances: np.ndarray, settings: CorpusSettings, step: Step
+) -> Columns:
+    """The clean poems of regulated shape, with form, title and prompt."""
+    passed: Columns = {name: [] for name in ("id", "prompt", "text", *_VERSE)}
+    rows = zip(batch["id"], batch["text"], originals, batch["title"], batch["author"], strict=True)
+    for (name, text, original, heading, author), chance in zip(rows, chances, strict=True):
+        poem = verse.shape(text, original)
+        if isinstance(poem, str):
+            step.drop(poem, name, text)
+            continue
+        if poem.text != text.replace("\n", ""):
+            step.change(name, text, poem.text)
+        about = verse.title(heading, settings.title_characters)
+        prompt = verse.prompt(poem.form, about, chance, settings)
+        row = (name, prompt, poem.text, poem.form, about, author, poem.original)
+        for column, value in zip(passed.values(), row, strict=True):
+            column.append(value)
+    return passed
+
+
+def _unique(names: pa.Array, rank: np.ndarray) -> None:
+    """Error: DataError when an id occurs twice."""
+    if pc.count_distinct(names).as_py() != len(names):
+        ordered = names.take(pa.array(np.argsort(rank)))
+        repeated = pc.equal(ordered.slice(1), ordered.slice(0, len(ordered) - 1))
+        name = ordered[pc.index(repeated, True).as_py()]
+        raise DataError(
+            f"two records have the id {name.as_py()!r}; make ids unique, or set corpus.id_field "
+            'to "" to name records by file and line'
+        )
+
+
+def _exact(
+    names: pa.Array, digests: np.ndarray, rank: np.ndarray, stage: Path, step: Step
+) -> np.ndarray:
+    """Marks [N] the records that stay."""
+    with step:
+        repeated = dedup.exact(digests, rank)
+        _report(step, "the same as another", names, repeated, stage, np.ones(len(names), bool))
+    return repeated < 0
+
+
+def _near(
+    settings: CorpusSettings,
+    names: pa.Array,
+    keys: np.ndarray,
+    rank: np.ndarray,
+    live: np.ndarray,
+    stage: Path,
+    step: Step,
+) -> np.ndarray:
+    with step:
+        if settings.near_duplicate >= 1:
+            step.records = int(live.sum())
+            return live
+        repeated, verified = dedup.near(
+            keys, rank, live, settings.near_duplicate, lambda records: _texts(stage, records)
+        )
+        step.notes["pairs_verified"] = verified
+        _report(step, "almost the same as another", names, repeated, stage, live)
+    return live & (repeated < 0)
+
+
+def _split(
+    settings: CorpusSettings,
+    names: pa.Array,
+    live: np.ndarray,
+    stage: Path,
+    seed: int,
+    step: Step,
+) -> np.ndarray:
+    """The part of each record [N]: TRAIN, VALID, TEST, or -1 where it is left out."""
+    with step:
+        part = np.where(live, split.parts(names.to_pylist(), seed, settings.held_out), -1)
+        held = np.flatnonzero(part > split.TRAIN)
+        step.records = int((part == split.TRAIN).sum())
+        leaked = np.full(len(names), -1)
+        if len(held):
+            index = split.HeldOut(_texts(stage, held))
+            for start, batch in _batches(stage):
+                rows = np.flatnonzero(part[start : start + batch.num_rows] == split.TRAIN)
+                if len(rows):
+                    texts = batch.column("text").take(pa.array(rows)).to_pylist()
+                    overlap, whose = index.overlaps(texts)
+                    bad = overlap >= settings.leak_overlap
+                    leaked[start + rows[bad]] = held[whose[bad]]
+        _report(step, "known from a held-out record", names, leaked, stage, part == split.TRAIN)
+        return np.where(leaked >= 0, -1, part)
+
+
+def _report(
+    step: Step, reason: str, names: pa.Array, of: np.ndarray, stage: Path, among: np.ndarray
+) -> None:
+    """Counts the records whose `of` [N] names another record, and shows the first few of them."""
+    gone = np.flatnonzero(of >= 0)
+    step.records = int(among.sum())
+    shown = gone[:3]
+    needed = np.unique(np.concatenate([shown, of[shown]])).astype(np.int64)
+    texts = dict(zip(needed.tolist(), _texts(stage, needed), strict=True))
+    for record in shown.tolist():
+        other = int(of[record])
+        step.drop(
+            reason,
+            names[record].as_py(),
+            texts[record],
+            other_id=names[other].as_py(),
+            other_text=texts[other][:120],
+        )
+    if len(gone) > len(shown):
+        step.dropped[reason] += len(gone) - len(shown)
+
+
+def _batches(stage: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The stage file in its order: the number of the first record, and the records."""
+    start = 0
+    with pq.ParquetFile(stage) as file:
+        for batch in file.iter_batches(batch_size=8192, columns=["text"]):
+            yield start, batch
+            start += batch.num_rows
+
+
+def _texts(stage: Path, records: np.ndarray) -> list[str]:
+    """The texts of the records with these ascending numbers."""
+    found: list[str] = []
+    for start, batch in _batches(stage):
+        low, high = np.searchsorted(records, [start, start + batch.num_rows])
+        if low < high:
+            found += batch.column("text").take(pa.array(records[low:high] - start)).to_pylist()
+    return found
+
+
+def _write(names: pa.Array, part: np.ndarray, stage: Path, out: Path) -> dict[str, dict[str, int]]:
+    """Writes the three parts sorted by id, by ranges of ids so that a large corpus fits in memory."""
+    from shenhong.corpus.frames import daft
+
+    chosen = daft.from_arrow(pa.table({"id": names, "part": pa.array(part, pa.int8())}))
+    frame = daft.read_parquet(str(stage)).join(chosen, on="id")
+    ranges = -(-stage.stat().st_size // _SORTED_AT_ONCE)
+    ordered = names.take(pc.sort_indices(names))
+    bounds = [ordered[len(ordered) * i // ranges].as_py() for i in range(1, ranges)]
+    schema = pq.read_schema(stage)
+    written = {}
+    for number, name in enumerate(split.NAMES):
+        count = {"records": 0, "characters": 0}
+        with pq.ParquetWriter(out / f"{name}.parquet", schema, compression="zstd") as writer:
+            for low, high in zip([None, *bounds], [*bounds, None], strict=True):
+                rows = frame.where(daft.col("part") == number)
+                if low is not None:
+                    rows = rows.where(daft.col("id") >= low)
+                if high is not None:
+                    rows = rows.where(daft.col("id") < high)
+                table = rows.select(*schema.names).sort("id").to_arrow().cast(schema)
+                writer.write_table(table)
+                count["records"] += table.num_rows
+                count["characters"] += pc.sum(pc.utf8_length(table["text"])).as_py() or 0
+        written[name] = count
+    return written
