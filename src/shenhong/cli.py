@@ -29,7 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"shenhong: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"\nshenhong: stopped{f' {stop}' if str(stop) else ''}; the same command goes on from here", file=sys.stderr)
+        print(
+            f"\nshenhong: stopped{f' {stop}' if str(stop) else ''}; the same command goes on from here",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:  # the reader of our output left, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -56,30 +59,88 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(verb=function)
         return sub
 
-    quick = verb("quickstart", quickstart, "train the poet from raw verse and print poems", "shenhong quickstart --minutes 10")
-    quick.add_argument("--minutes", type=_positive, default=10.0, help="wall-clock for all stages together")
-    quick.add_argument("--run", type=Path, default=Path("runs/poet"), help="folder of the run; an unfinished one is continued")
-    quick.add_argument("--seed", type=int, default=None, help="seed of everything random (default: the recipe's)")
+    quick = verb(
+        "quickstart",
+        quickstart,
+        "train the poet from raw verse and print poems",
+        "shenhong quickstart --minutes 10",
+    )
+    quick.add_argument(
+        "--minutes", type=_positive, default=10.0, help="wall-clock for all stages together"
+    )
+    quick.add_argument(
+        "--run",
+        type=Path,
+        default=Path("runs/poet"),
+        help="folder of the run; an unfinished one is continued",
+    )
+    quick.add_argument(
+        "--seed", type=int, default=None, help="seed of everything random (default: the recipe's)"
+    )
 
-    trainer = verb("train", train, "run every stage of a recipe that is not done yet", "shenhong train recipes/text.toml --set train.steps=200")
-    trainer.add_argument("source", metavar="RECIPE|RUN", type=Path, help="a recipe file, or a run folder to continue")
-    trainer.add_argument("--run", type=Path, default=None, help="folder of the run (default: runs/NAME)")
-    trainer.add_argument("--until", choices=_stage_names(), default=None, help="stop after this stage")
-    trainer.add_argument("--set", dest="changes", metavar="KEY=VALUE", action="append", default=[], help="change a setting, as in train.steps=200 (may be repeated)")
+    trainer = verb(
+        "train",
+        train,
+        "run every stage of a recipe that is not done yet",
+        "shenhong train recipes/text.toml --set train.steps=200",
+    )
+    trainer.add_argument(
+        "source", metavar="RECIPE|RUN", type=Path, help="a recipe file, or a run folder to continue"
+    )
+    trainer.add_argument(
+        "--run", type=Path, default=None, help="folder of the run (default: runs/NAME)"
+    )
+    trainer.add_argument(
+        "--until", choices=_stage_names(), default=None, help="stop after this stage"
+    )
+    trainer.add_argument(
+        "--set",
+        dest="changes",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change a setting, as in train.steps=200 (may be repeated)",
+    )
 
-    gen = verb("generate", generate, "write with a trained model", 'shenhong generate runs/poet "长城" --n 4')
+    gen = verb(
+        "generate",
+        generate,
+        "write with a trained model",
+        'shenhong generate runs/poet "长城" --n 4',
+    )
     gen.add_argument("model", metavar="MODEL", type=Path, help="a run folder or a model folder")
-    gen.add_argument("prompt", help="what to say to the model; for the poet a title, or form and title")
-    gen.add_argument("--form", choices=("五绝", "七绝", "五律", "七律"), default=None, help="verse form asked of the poet")
+    gen.add_argument(
+        "prompt", help="what to say to the model; for the poet a title, or form and title"
+    )
+    gen.add_argument(
+        "--form",
+        choices=("五绝", "七绝", "五律", "七律"),
+        default=None,
+        help="verse form asked of the poet",
+    )
     gen.add_argument("--n", type=_count, default=1, help="number of answers")
-    gen.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time")
-    gen.add_argument("--top-k", type=int, default=0, help="sample among the k likeliest tokens; 0 means all")
-    gen.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest tokens of this total probability")
+    gen.add_argument(
+        "--temperature", type=float, default=0.8, help="0 takes the likeliest token each time"
+    )
+    gen.add_argument(
+        "--top-k", type=int, default=0, help="sample among the k likeliest tokens; 0 means all"
+    )
+    gen.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample among the likeliest tokens of this total probability",
+    )
     gen.add_argument("--max-tokens", type=_count, default=256, help="longest answer, in tokens")
     gen.add_argument("--seed", type=int, default=0, help="same seed, same text")
     gen.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
-    ev = verb("evaluate", evaluate, "measure a run again and rewrite its report", "shenhong evaluate runs/poet")
+    ev = verb(
+        "evaluate",
+        evaluate,
+        "measure a run again and rewrite its report",
+        "shenhong evaluate runs/poet",
+    )
     ev.add_argument("model", metavar="RUN", type=Path, help="a run folder")
     ev.add_argument("--json", action="store_true", help="print the measures as JSON")
 
@@ -119,7 +180,11 @@ def quickstart(options: argparse.Namespace) -> int:
         changes.append(f"seed={options.seed}")
     run_path = options.run
     pipeline.run(load(pipeline.bundled(POET), changes), run_path)
-    print(pipeline.show_poems(run_path, ["长城", "春夜", "明月", "江上"]))
+    titles = ["七绝 长城", "五绝 春夜", "七律 江上", "五律 明月"]
+    poems = _answers(run_path, titles, 256, 0.8, 0, 1.0, 0)
+    for title, poem in zip(titles, poems, strict=True):
+        print(f"\n{title}\n{poem}")
+    print()
     print(pipeline.summary(run_path))
     return 0
 
@@ -132,7 +197,9 @@ def train(options: argparse.Namespace) -> int:
     source = options.source
     if source.is_dir():
         if options.changes or options.run:
-            raise RecipeError(f"{source} is a run folder with its recipe frozen; --set and --run go with a recipe file")
+            raise RecipeError(
+                f"{source} is a run folder with its recipe frozen; --set and --run go with a recipe file"
+            )
         recipe, run_path = load(source / "recipe.toml"), source
     else:
         recipe = load(source, options.changes)
@@ -143,17 +210,15 @@ def train(options: argparse.Namespace) -> int:
 
 
 def generate(options: argparse.Namespace) -> int:
-    from shenhong import pipeline
-
     prompt = f"{options.form} {options.prompt}" if options.form else options.prompt
-    answers = pipeline.answers(
+    answers = _answers(
         options.model,
         [prompt] * options.n,
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=options.seed,
+        options.max_tokens,
+        options.temperature,
+        options.top_k,
+        options.top_p,
+        options.seed,
     )
     if options.json:
         print(json.dumps({"prompt": prompt, "answers": answers}, ensure_ascii=False))
@@ -162,18 +227,38 @@ def generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _answers(
+    model: Path,
+    prompts: list[str],
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+) -> list[str]:
+    from shenhong.engine import Sampling
+    from shenhong.models import open_writer
+
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    return open_writer(model).answer(prompts, max_tokens, sampling, seed)
+
+
 def evaluate(options: argparse.Namespace) -> int:
     from shenhong import pipeline
 
     measures = pipeline.evaluate_again(options.model)
-    print(json.dumps(measures, ensure_ascii=False) if options.json else pipeline.summary(options.model))
+    print(
+        json.dumps(measures, ensure_ascii=False)
+        if options.json
+        else pipeline.summary(options.model)
+    )
     return 0
 
 
 def info(options: argparse.Namespace) -> int:
-    from shenhong import pipeline
+    from shenhong.models import facts as facts_of
 
-    facts = pipeline.facts(options.model)
+    facts = facts_of(options.model)
     if options.json:
         print(json.dumps(facts, ensure_ascii=False))
     else:

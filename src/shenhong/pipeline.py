@@ -1,17 +1,16 @@
 """From recipe to report: the stages of a run, in order, each skipped once it is done.
 
-    corpus      refine raw text into held-out and training text        corpus/
-    tokenizer   learn the vocabulary                                   tokenizer/
-    tokens      render, encode and pack documents into rows            tokens/
-    train       optimise                                               checkpoints/
-    model       the finished Hugging Face folder                       model/
-    evaluate    measure                                                evaluation.json
-    report      show                                                   report.html, report.md
+corpus      refine raw text into held-out and training text        corpus/
+tokenizer   learn the vocabulary                                   tokenizer/
+tokens      render, encode and pack documents into rows            tokens/
+train       optimise                                               checkpoints/
+model       the finished Hugging Face folder                       model/
+evaluate    measure                                                evaluation.json
+report      show                                                   report.html, report.md
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -20,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from shenhong import __version__
-from shenhong.errors import RecipeError, RunError
+from shenhong.errors import RunError
 from shenhong.parallel import Mesh, join, leave
-from shenhong.recipe import Recipe, parse
+from shenhong.recipe import Recipe
 from shenhong.run import Run, atomic_folder, atomic_write, digest
+
+LONGEST_ANSWER = 256  # tokens, in evaluation
 
 
 @dataclass
@@ -81,22 +82,28 @@ def _freeze_recipe(run: Run, recipe: Recipe) -> None:
         return
     frozen = load_frozen(run.path)
     ours, theirs = _flat(recipe.model_dump(mode="json")), _flat(frozen.model_dump(mode="json"))
-    differing = [f"{key} is {theirs.get(key)} there, {ours.get(key)} here" for key in ours if ours[key] != theirs.get(key)]
+    differing = [
+        f"{key} is {theirs.get(key)} there, {ours.get(key)} here"
+        for key in ours
+        if ours[key] != theirs.get(key)
+    ]
     if differing:
-        raise RunError(f"{run.path} was begun with another recipe ({differing[0]}{f' and {len(differing) - 1} more' if len(differing) > 1 else ''}); choose another --run folder, or continue it with 'shenhong train {run.path}'")
+        raise RunError(
+            f"{run.path} was begun with another recipe ({differing[0]}{f' and {len(differing) - 1} more' if len(differing) > 1 else ''}); choose another --run folder, or continue it with 'shenhong train {run.path}'"
+        )
 
 
 def load_frozen(path: Path) -> Recipe:
     """The recipe a run was begun with. Error: RecipeError when the copy was damaged."""
-    from shenhong.recipe import load
-
     return load(path / "recipe.toml")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        flat.update(
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return flat
 
 
@@ -108,21 +115,32 @@ def _corpus(context: Context) -> dict[str, Any]:
 
     with atomic_folder(context.path / "corpus") as folder:
         report = refine(context.recipe.corpus, Path("."), folder, context.recipe.seed, context.say)
-    return {"kept": report.get("kept"), "train_sha256": digest(context.path / "corpus" / "train.parquet")}
+    return {
+        "kept": report.get("kept"),
+        "train_sha256": digest(context.path / "corpus" / "train.parquet"),
+    }
 
 
 def _tokenizer(context: Context) -> dict[str, Any]:
     from shenhong.tokenizer import train_tokenizer
 
     with atomic_folder(context.path / "tokenizer") as folder:
-        return train_tokenizer(context.path / "corpus", folder, context.recipe.tokenizer, context.say)
+        return train_tokenizer(
+            context.path / "corpus", folder, context.recipe.tokenizer, context.say
+        )
 
 
 def _tokens(context: Context) -> dict[str, Any]:
     from shenhong.corpus import pack
 
     with atomic_folder(context.path / "tokens") as folder:
-        return pack(context.path / "corpus", context.path / "tokenizer", folder, context.recipe.train.sequence_length, context.say)
+        return pack(
+            context.path / "corpus",
+            context.path / "tokenizer",
+            folder,
+            context.recipe.train.sequence_length,
+            context.say,
+        )
 
 
 def _train(context: Context) -> dict[str, Any]:
@@ -131,17 +149,164 @@ def _train(context: Context) -> dict[str, Any]:
 
     tokenizer = Tokenizer.load(context.path / "tokenizer")
     recipe = context.recipe
-    config = recipe.architecture(tokenizer.vocab_size, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
+    config = recipe.architecture(
+        tokenizer.vocab_size,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+    )
     begun = time.monotonic()
     minutes = recipe.minutes
     seconds = None
     if minutes is not None:
         spent = _seconds_spent(context.run.manifest) if context.run else 0.0
         # Measured when the steps are counted, so that what choosing the machine took is paid for too.
-        seconds = lambda: max(1.0, minutes * 60 - spent - recipe.reserve_seconds - (time.monotonic() - begun))  # noqa: E731
-    train(context.run, context.path, recipe.train, config, recipe.seed, context.mesh, seconds, (tokenizer.bos_id, tokenizer.pad_id))
+        seconds = lambda: max(
+            1.0, minutes * 60 - spent - recipe.reserve_seconds - (time.monotonic() - begun)
+        )  # noqa: E731
+    train(
+        context.run,
+        context.path,
+        recipe.train,
+        config,
+        recipe.seed,
+        context.mesh,
+        seconds,
+        (tokenizer.bos_id, tokenizer.pad_id),
+    )
     return {}
 
 
 def _seconds_spent(manifest: dict[str, Any]) -> float:
     return sum(stage.get("seconds", 0.0) for stage in manifest["stages"].values())
+
+
+def _model(context: Context) -> dict[str, Any]:
+    import torch
+
+    from shenhong.errors import CheckpointError
+    from shenhong.export import save_model
+    from shenhong.model import Decoder
+    from shenhong.train import checkpoint
+
+    found = checkpoint.load_newest(context.path / "checkpoints")
+    if found is None:
+        raise CheckpointError(
+            f"{context.path / 'checkpoints'} is empty; remove the run folder and train again"
+        )
+    decoder = Decoder(_architecture(context))
+    decoder.load_state_dict(found.model)
+    folder = context.path / "model"
+    save_model(decoder, folder, context.path / "tokenizer")
+    return {
+        "step": found.progress.step,
+        "sha256": digest(folder / "model.safetensors"),
+        "torch": torch.__version__,
+    }
+
+
+def _evaluate(context: Context) -> dict[str, Any]:
+    assert context.run is not None
+    return measure(context.recipe, context.run, context.say)
+
+
+def measure(recipe: Recipe, run: Run, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure the finished model of a run on held-out text; writes evaluation.json."""
+    import torch
+
+    from shenhong.engine import Sampling
+    from shenhong.evaluate import ScoredText, evaluate
+    from shenhong.models import open_writer
+    from shenhong.train import budget
+    from shenhong.train.data import Rows, seen_rows
+    from shenhong.train.trainer import score_rows
+
+    dtype = budget.apply(run.manifest["machine"])
+    writer = open_writer(run.path)
+    tokenizer = writer.tokenizer
+    ids = (tokenizer.bos_id, tokenizer.pad_id)
+    test = Rows(run.path / "tokens" / "test.safetensors", *ids)
+    decoder = load_trained(run.path, dtype)
+    scored = ScoredText(*score_rows(decoder, test, torch.arange(len(test))), test.characters)
+    train = Rows(run.path / "tokens" / "train.safetensors", *ids)
+    seen = seen_rows(
+        len(train), recipe.seed, run.manifest["train"]["steps"] * recipe.train.rows_a_step
+    )
+    sampling = Sampling(temperature=recipe.evaluate.temperature)
+    measures = evaluate(
+        run.path / "corpus",
+        recipe.corpus.kind,
+        scored,
+        lambda prompts: writer.answer(prompts, LONGEST_ANSWER, sampling, recipe.seed),
+        tokenizer.decode_batch(train.answers(seen)),
+        recipe.evaluate,
+        recipe.seed,
+        say,
+    )
+    atomic_write(run.path / "evaluation.json", json.dumps(measures, ensure_ascii=False, indent=1))
+    return {}
+
+
+def load_trained(path: Path, dtype: Any) -> Any:
+    from shenhong.export import load_model
+
+    return load_model(path / "model", dtype)
+
+
+def _report(context: Context) -> dict[str, Any]:
+    from shenhong.evaluate import write_report
+
+    html, markdown = write_report(context.path)
+    atomic_write(context.path / "report.html", html)
+    atomic_write(context.path / "report.md", markdown)
+    return {}
+
+
+STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
+    "corpus": _corpus,
+    "tokenizer": _tokenizer,
+    "tokens": _tokens,
+    "train": _train,
+    "model": _model,
+    "evaluate": _evaluate,
+    "report": _report,
+}
+
+
+# ------------------------------------------------------------------------------------------ for the verbs
+
+
+def evaluate_again(path: Path) -> dict[str, Any]:
+    """Measure a finished run anew and rewrite its report; returns the measures."""
+    with Run(path) as run:
+        if not run.done("model"):
+            raise RunError(
+                f"{path} has no finished model yet; 'shenhong train {path}' goes on with it"
+            )
+        recipe = load_frozen(run.path)
+        measure(recipe, run, lambda line: print(line, file=sys.stderr))
+        _report(Context(recipe, run.path, Mesh(), run))
+    return json.loads((Path(path) / "evaluation.json").read_text())
+
+
+def summary(path: Path) -> str:
+    """The headline measures of a run and where its report is, in a few lines."""
+    path = Path(path)
+    if not (path / "report.html").exists():
+        done = [name for name in STAGES if (path / name).exists()]
+        return (
+            f"{path}: done so far: {', '.join(done) or 'nothing'}; 'shenhong train {path}' goes on"
+        )
+    from shenhong.evaluate import headline
+
+    return "\n".join([*headline(path), f"report: {path / 'report.html'}"])
+
+
+def bundled(name: str) -> Path:
+    """A recipe that travels with the repository. Error: RecipeError when installed without it."""
+    path = Path(__file__).resolve().parents[2] / name
+    if not path.exists():
+        raise RecipeError(
+            f"{name} is not beside this installation; run from a checkout of the repository, or give a recipe to 'shenhong train'"
+        )
+    return path

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 
 from shenhong import numerics
+from shenhong.model.counts import forward_flops, parameters
+from shenhong.parallel import Mesh
+from shenhong.run import Run
 from shenhong.train import machine
 from shenhong.train.trainer import Trainer
 
@@ -29,7 +32,7 @@ def apply(choice: dict[str, Any]) -> torch.dtype:
     return getattr(torch, choice["dtype"])
 
 
-def choose_machine(make: Make, settings: Any) -> dict[str, Any]:
+def choose_machine(make: Make, mesh: Mesh) -> dict[str, Any]:
     """Threads, dtype and kernels for this machine, from trial steps on a few rows."""
     trainers: dict[torch.dtype, Trainer] = {}
 
@@ -37,19 +40,22 @@ def choose_machine(make: Make, settings: Any) -> dict[str, Any]:
         apply({"threads": threads, "kernels": kernels, "dtype": str(dtype).removeprefix("torch.")})
         trainer = trainers.setdefault(dtype, make(dtype))
         # A quarter of a step shows the ratios; the first pass warms caches and compiled primitives up.
-        rows = max(1, trainer.rows_a_step // (4 * trainer.mesh.size))
-        trainer.rows_a_step = rows * trainer.mesh.size
+        trainer.rows_a_step = max(1, rows_a_step // (4 * mesh.size)) * mesh.size
         times = []
         for _ in range(3):
             begin = time.perf_counter()
             trainer.step(0, 1)
             times.append(time.perf_counter() - begin)
-        return min(times[1:])
+        return mesh.share(min(times[1:]))  # all processes must choose alike
 
-    return machine.choose(settings, timed)
+    first = make(torch.float32)
+    trainers[torch.float32], rows_a_step = first, first.rows_a_step
+    return machine.choose(first.settings, timed, mesh.size)
 
 
-def count_steps(trainer: Trainer, seconds: float, look: Callable[[], object]) -> dict[str, Any]:
+def count_steps(
+    trainer: Trainer, mesh: Mesh, seconds: float, look: Callable[[], object]
+) -> dict[str, Any]:
     """How many steps of ``trainer`` fit into ``seconds``, and the times that says so.
 
     The trainer is used up: its weights move. Make a fresh one to train.
@@ -66,13 +72,13 @@ def count_steps(trainer: Trainer, seconds: float, look: Callable[[], object]) ->
 
     # Step 0 of many is before multi-token prediction starts (if it starts late); a late one is after.
     early = step_seconds(0, 1_000_000)
-    late_share = 1 - settings.mtp_start if trainer.config.num_nextn_predict_layers else 0.0
-    late = step_seconds(999_990, 1_000_000) if 0 < late_share < 1 else early
+    share = late_share(trainer)
+    late = step_seconds(999_990, 1_000_000) if 0 < share < 1 else early
     begin = time.perf_counter()
     look()
     look_seconds = time.perf_counter() - begin
     looks = 1 / settings.valid_every + 1
-    a_step = (1 - late_share) * early + late_share * late
+    a_step = (1 - share) * early + share * late
     overhead = 0.02  # checkpoints, events, the rest
     steps = int((seconds * (1 - overhead) - looks * look_seconds) / a_step)
     return {
@@ -83,3 +89,60 @@ def count_steps(trainer: Trainer, seconds: float, look: Callable[[], object]) ->
         "step_seconds_late": round(late, 4),
         "look_seconds": round(look_seconds, 3),
     }
+
+
+def plan(
+    run: Run | None,
+    mesh: Mesh,
+    make: Make,
+    look: Callable[[Trainer], object],
+    seconds: Callable[[], float] | None,
+) -> dict[str, Any]:
+    """The frozen choice of machine settings and step count; measured now if the run has none yet.
+
+    ``run`` is None on processes that do not lead: they take part in the measuring and get its result.
+    """
+    kept = {k: run.manifest[k] for k in ("machine", "train") if k in run.manifest} if run else {}
+    frozen: dict[str, Any] = mesh.share(kept)
+
+    def freeze(key: str, value: dict[str, Any]) -> None:
+        frozen[key] = mesh.share(value)
+        if run:
+            run.freeze(key, lambda: frozen[key])
+
+    if "machine" not in frozen:
+        here = {**machine.describe(), "processes": mesh.size}
+        freeze("machine", {**here, **choose_machine(make, mesh)})
+    if "train" not in frozen:
+        trial = make(apply(frozen["machine"]))
+        settings, config = trial.settings, trial.config
+        if settings.steps is None:
+            assert seconds is not None  # the recipe demands minutes or steps
+            counted = count_steps(trial, mesh, mesh.share(seconds()), lambda: look(trial))
+        else:
+            counted = {"steps": settings.steps}
+        late = late_share(trial)
+        trunk, both = (
+            forward_flops(config, trial.rows.mean_context(), two) for two in (False, True)
+        )
+        size = parameters(config)
+        freeze(
+            "train",
+            {
+                **counted,
+                "tokens_per_step": settings.batch_tokens,
+                # Backward costs twice the forward pass; the draft layer counts while it trains.
+                "flops_per_token": round(3 * ((1 - late) * trunk + late * both)),
+                "parameters": size.total,
+                "active_parameters": size.active,
+                "multitoken_parameters": size.multitoken,
+            },
+        )
+    return frozen
+
+
+def late_share(trainer: Trainer) -> float:
+    """Share of steps in which multi-token prediction trains."""
+    settings = trainer.settings
+    wanted = trainer.config.num_nextn_predict_layers and settings.mtp_weight
+    return 1 - settings.mtp_start if wanted else 0.0

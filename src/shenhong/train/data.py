@@ -58,6 +58,24 @@ class Rows:
     def row_length(self) -> int:
         return self.tokens_RT.shape[1]
 
+    def mean_context(self) -> float:
+        """Mean number of keys a query sees, itself included, for documents of the mean length."""
+        documents = int((self.tokens_RT == self.bos_id).sum())
+        return (self.tokens_RT.numel() / max(1, documents) + 1) / 2
+
+    @property
+    def characters(self) -> int:
+        """Characters of all counted text, as the packer counted them."""
+        return int(self.metadata["characters"])
+
+    def answers(self, numbers: torch.Tensor) -> list[list[int]]:
+        """The counted tokens of each document in some rows, ends included."""
+        tokens, counted = self.tokens_RT[numbers].reshape(-1), self.counted_RT[numbers].reshape(-1)
+        kept = counted.bool()
+        document = (tokens.long() == self.bos_id).cumsum(0)[kept]
+        lengths = torch.unique_consecutive(document, return_counts=True)[1].tolist()
+        return [part.tolist() for part in tokens[kept].long().split(lengths)]
+
     def batch(self, rows: torch.Tensor) -> Batch:
         tokens = self.tokens_RT[rows].reshape(-1).long()
         counted = self.counted_RT[rows].reshape(-1).float()
@@ -80,3 +98,8 @@ def order(rows: int, seed: int, start: int, count: int) -> torch.Tensor:
         start += len(part)
         count -= len(part)
     return torch.cat(taken)
+
+
+def seen_rows(rows: int, seed: int, count: int) -> torch.Tensor:
+    """Row numbers, ascending, among the first ``count`` positions of the sequence."""
+    return torch.arange(rows) if count >= rows else order(rows, seed, 0, count).sort().values

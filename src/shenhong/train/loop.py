@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,14 +75,10 @@ def train(
         nats, counted = score_rows(trainer.model, valid, numbers, settings.micro_tokens)
         return nats / max(1, counted)
 
-    plan = _plan(run, mesh, settings, make, look, seconds)
+    plan = budget.plan(run, mesh, make, look, seconds)
     choice = plan["machine"]
-    if (mesh.leads and (now := machine.describe())["cpu"] != choice["cpu"]) or machine.describe()[
-        "torch"
-    ] != choice["torch"]:
-        print(
-            f"note: the run began on {choice['cpu']}, torch {choice['torch']}; here it is {now['cpu']}, torch {now['torch']}: results may differ in the last bits"
-        )
+    if mesh.leads:
+        _say_what_differs(choice)
     trainer = make(budget.apply(choice))
     root = path / "checkpoints"
     progress = checkpoint.Progress()
@@ -136,45 +133,15 @@ def train(
     return trainer.model
 
 
-def _plan(
-    run: Run | None,
-    mesh: Mesh,
-    settings: TrainSettings,
-    make: budget.Make,
-    look: Callable[[Trainer], float],
-    seconds: Callable[[], float] | None,
-) -> dict[str, Any]:
-    """The frozen machine choice and step count; measured now if this run has none yet."""
-    frozen = mesh.share(
-        {k: run.manifest[k] for k in ("machine", "train") if k in run.manifest} if run else None
-    )
-    if "machine" not in frozen:
-        choice = mesh.share(
-            {**machine.describe(), **budget.choose_machine(make, settings), "processes": mesh.size}
+def _say_what_differs(choice: dict[str, Any]) -> None:
+    """A run goes on anywhere, but only equal machines and versions repeat it to the last bit."""
+    now = machine.describe()
+    changed = [k for k in ("cpu", "torch", "device") if now[k] != choice[k]]
+    if changed:
+        told = ", ".join(f"{k} was {choice[k]}, is {now[k]}" for k in changed)
+        print(
+            f"note: this run began elsewhere ({told}): the last bits will differ", file=sys.stderr
         )
-        frozen["machine"] = choice
-        if run:
-            run.freeze("machine", lambda: choice)
-    if "train" not in frozen:
-        dtype = budget.apply(frozen["machine"])
-        config = make(dtype).config
-        counted = {"steps": settings.steps}
-        if settings.steps is None:
-            trial = make(dtype)
-            assert seconds is not None  # the recipe demands minutes or steps
-            counted = budget.count_steps(trial, mesh.share(seconds()), lambda: look(trial))
-        frozen["train"] = mesh.share(
-            {
-                **counted,
-                "tokens_per_step": settings.batch_tokens,
-                "flops_per_token": 3 * config.flops_per_token(settings.sequence_length / 4),
-                "parameters": config.parameters,
-                "active_parameters": config.active_parameters,
-            }
-        )
-        if run:
-            run.freeze("train", lambda: frozen["train"])
-    return frozen
 
 
 def _guard(progress: checkpoint.Progress, result: StepResult, spike: float, root: Path) -> None:

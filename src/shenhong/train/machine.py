@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from shenhong.train.settings import TrainSettings
+
 
 def cores() -> int:
     """Cores this process may use (an affinity mask or container limit counts)."""
@@ -51,7 +53,9 @@ def describe() -> dict[str, Any]:
     }
 
 
-def choose(settings: Any, timed: Callable[[int, torch.dtype, bool], float]) -> dict[str, Any]:
+def choose(
+    settings: TrainSettings, timed: Callable[[int, torch.dtype, bool], float], processes: int = 1
+) -> dict[str, Any]:
     """Pick threads, dtype and kernels: ``timed(threads, dtype, kernels)`` gives seconds of a trial step.
 
     Greedy, one setting after another, starting from what is usually best; a setting the recipe fixes is
@@ -61,7 +65,8 @@ def choose(settings: Any, timed: Callable[[int, torch.dtype, bool], float]) -> d
     dtypes = [torch.bfloat16, torch.float32] if fast_bfloat16() else [torch.float32]
     if wanted != "auto":
         dtypes = [getattr(torch, wanted)]
-    threads = [cores(), *(n for n in (1, 2, 4, 8, 16, 32) if n < cores())]
+    most = max(1, cores() // processes)
+    threads = [most, *(n for n in (1, 2, 4, 8, 16, 32) if n < most)]
     if settings.threads != "auto":
         threads = [settings.threads]
     kernels = [True, False] if settings.kernels == "auto" else [settings.kernels]

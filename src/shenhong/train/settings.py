@@ -78,3 +78,7 @@ class TrainSettings(BaseModel):
     spike: float = Field(
         2.0, gt=0, description="nats per token above the running mean that stop the run"
     )
+
+    @property
+    def rows_a_step(self) -> int:
+        return self.batch_tokens // self.sequence_length

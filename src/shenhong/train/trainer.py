@@ -59,7 +59,7 @@ class Trainer:
             weight_decay=settings.weight_decay,
             compute=dtype,
         )
-        self.rows_a_step = settings.batch_tokens // settings.sequence_length
+        self.rows_a_step = settings.rows_a_step
         if self.rows_a_step % mesh.size:
             raise RecipeError(
                 f"train.batch_tokens {settings.batch_tokens} are {self.rows_a_step} rows, not divisible by {mesh.size} processes"
