@@ -1,0 +1,79 @@
+"""From logits to tokens: temperature, top-k, top-p, min-p, and one uniform number per token drawn.
+
+Each request has its own stream of uniforms, named by its seed, and token t of a request uses number t of that
+stream: what is drawn does not depend on which other requests share the batch.
+
+Legend: B rows, V vocabulary, C candidates kept by top-k (all of V without it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shenhong.errors import RequestError
+
+# Below this temperature the likeliest token is taken: the quotient would leave fp32's range.
+COLD = 1e-5
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw. Temperature 0 takes the likeliest token; the limits apply in the order top-k, top-p, min-p."""
+
+    temperature: float = 0.8
+    top_k: int = 0  # 0: no limit
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise RequestError(f"temperature is {self.temperature}; it must be 0 or more")
+        if self.top_k < 0:
+            raise RequestError(f"top_k is {self.top_k}; it must be 0 (no limit) or more")
+        if not 0 < self.top_p <= 1:
+            raise RequestError(f"top_p is {self.top_p}; it must lie above 0 and at most 1")
+        if not 0 <= self.min_p < 1:
+            raise RequestError(f"min_p is {self.min_p}; it must be 0 or more and below 1")
+
+
+def request_seed(seed: int, number: int) -> int:
+    """The seed of request ``number`` of a call with one seed for all."""
+    digest = hashlib.sha256(f"request {seed} {number}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def uniforms(seeds: list[int], count: int) -> Tensor:
+    """[len(seeds), count] numbers in [0, 1); a longer stream begins with the shorter one."""
+    stream = torch.Generator()
+    rows = [torch.rand(count, generator=stream.manual_seed(s), dtype=torch.float64) for s in seeds]
+    return torch.stack(rows)
+
+
+def sample(logits_BV: Tensor, uniform_B: Tensor, how: Sampling) -> Tensor:
+    """[B] tokens by inverting the cumulative distribution at ``uniform_B``."""
+    if how.temperature < COLD:
+        return logits_BV.argmax(dim=1)
+    candidates = None
+    if 0 < how.top_k < logits_BV.shape[1]:
+        logits_BV, candidates = logits_BV.topk(how.top_k, dim=1)
+    elif how.top_p < 1:
+        logits_BV, candidates = logits_BV.sort(dim=1, descending=True, stable=True)
+    share_BC = (logits_BV / how.temperature).softmax(dim=1)
+    if how.top_p < 1:
+        before_BC = share_BC.cumsum(dim=1) - share_BC
+        share_BC = share_BC.masked_fill(before_BC >= how.top_p, 0.0)
+    if how.min_p > 0:
+        least_B1 = how.min_p * share_BC.amax(dim=1, keepdim=True)
+        share_BC = share_BC.masked_fill(share_BC < least_B1, 0.0)
+    cumulative_BC = share_BC.cumsum(dim=1)
+    total_B1 = cumulative_BC[:, -1:]
+    point_B1 = uniform_B.to(total_B1.dtype)[:, None] * total_B1
+    # Rounding must not reach the total, behind which there is no token.
+    point_B1 = torch.minimum(point_B1, total_B1.nextafter(torch.zeros_like(total_B1)))
+    place_B1 = torch.searchsorted(cumulative_BC, point_B1, right=True)
+    return (place_B1 if candidates is None else candidates.gather(1, place_B1)).squeeze(1)
