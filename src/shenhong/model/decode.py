@@ -13,6 +13,7 @@ dims, v value dims, d = n + r, E experts, K chosen, I expert width.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -97,7 +98,8 @@ class PreparedDecoder:
         dense, experts = None, None
         if isinstance(layer.mlp, ExpertBlock):
             stacked = layer.mlp.experts
-            experts = Experts(layer.mlp.gate, cast(stacked.gate_up_proj), cast(stacked.down_proj))
+            router = copy.deepcopy(layer.mlp.gate)
+            experts = Experts(router, cast(stacked.gate_up_proj), cast(stacked.down_proj))
             if layer.mlp.shared_experts is not None:
                 dense = feed_forward(layer.mlp.shared_experts)
         else:
