@@ -207,13 +207,13 @@ class Loads:
 
 def ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers that span [low, high], about `count` of them, at least two."""
-    if high <= low:
+    if high - low <= max(1e-290, 1e-9 * max(abs(low), abs(high))):
         high = low + (abs(low) * 0.1 or 1.0)
     raw = (high - low) / max(1, count - 1)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 def short(number: float) -> str:

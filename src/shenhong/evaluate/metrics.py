@@ -25,7 +25,8 @@ class Estimate(NamedTuple):
     number: int
 
     def to_json(self) -> dict[str, float | int | None]:
-        return {"value": self.value, "error": self.error, "count": self.number}
+        value = self.value if math.isfinite(self.value) else None  # JSON has no NaN
+        return {"value": value, "error": self.error, "count": self.number}
 
 
 def mean(values: ArrayLike) -> Estimate:
@@ -78,13 +79,14 @@ class ScoredText:
         return ratio(self.nats, self.tokens)
 
 
-def distinct(texts: Iterable[str], n: int) -> float:
+def distinct(texts: Iterable[str], n: int) -> float | None:
     """Different n-grams of characters over all n-grams, inside texts (Li et al. 2016).
 
-    Falls as the number of texts grows: compare only equal numbers of texts of equal lengths.
+    None when no text has n characters. Falls as the number of texts grows: compare only equal numbers
+    of texts of equal lengths.
     """
     grams = [text[i : i + n] for text in texts for i in range(len(text) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else math.nan
+    return len(set(grams)) / len(grams) if grams else None
 
 
 def shuffled(texts: Iterable[str], seed: int, keep: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ share of its lines that fit, under whichever of the two patterns fits more lines
 nothing. A poem not exactly in its form neither rhymes nor fits.
 
 The table (pingshui.json) is traditional. Simplified text is read with the union of the readings of
-all traditional characters that simplify to the same character: 发 is both 發 and 髮.
+all traditional characters that simplify to the same character: 征 is 征 and 徵.
 """
 
 from __future__ import annotations

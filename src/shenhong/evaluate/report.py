@@ -272,28 +272,39 @@ def _cost(manifest: Json, events: Sequence[Json]) -> list[Block]:
 
 
 def _refining(report: Json) -> list[Block]:
-    """corpus/report.json: {"steps": [{"name", "kept", "dropped", "changed", "examples"}], "splits"?}."""
+    """corpus/report.json: {"steps": [{"step", "what", "kept", "dropped": {reason: count}, "changed",
+    "changed_nothing", "seconds", "examples": {reason: [{"text", "became"?, …}]}}], "splits"}."""
     steps = [s for s in report.get("steps") or [] if isinstance(s, Mapping)]
     if not steps:
         return []
     rows, examples = [], []
     for step in steps:
-        name = str(step.get("name") or step.get("step") or "")
-        cells = [_count(step.get(key)) for key in ("kept", "dropped", "changed")]
-        seconds = step.get("seconds")
-        rows.append([name, *cells, _plain(seconds, 3)])
-        shown = _flat(step.get("examples"))[:6]
+        name = str(step.get("step") or step.get("name") or "")
+        dropped = step.get("dropped")
+        reasons = dropped if isinstance(dropped, Mapping) else {}
+        lost = sum(n for n in reasons.values() if isinstance(n, int)) if reasons else dropped or 0
+        what = str(step.get("what", "")) + (
+            "; it changed nothing" if step.get("changed_nothing") else ""
+        )
+        rows.append(
+            [
+                name,
+                what,
+                _count(step.get("kept")),
+                _count(lost),
+                _count(step.get("changed")),
+                _plain(step.get("seconds"), 1),
+            ]
+        )
+        shown = [f"{reason}: {_count(count)}" for reason, count in reasons.items()]
+        shown += [text[:240] for text in _examples(step.get("examples"))]
         if shown:
-            examples.append(Verbatim(f"{name}: examples", "\n".join(text[:160] for text in shown)))
-    out: list[Block] = [
-        Heading("Refining the text"),
-        Table(["step", "kept", "dropped", "changed", "seconds"], rows),
-        *examples,
-    ]
+            examples.append(Verbatim(f"{name}: reasons and examples", "\n".join(shown)))
+    table = Table(["step", "what", "kept", "dropped", "changed", "seconds"], rows, words=2)
+    out: list[Block] = [Heading("Refining the text"), table, *examples]
     splits = report.get("splits")
     if isinstance(splits, Mapping):
-        words = (f"{name} {json.dumps(size)}" for name, size in splits.items())
-        out.append(Note("Split: " + ", ".join(words)))
+        out.append(Note("Written: " + "; ".join(f"{k} {_flat_text(v)}" for k, v in splits.items())))
     return out
 
 
@@ -379,7 +390,7 @@ def _percent(number: object) -> str:
 
 
 def _count(number: object) -> str:
-    return f"{number:,}" if isinstance(number, int) else "–" if number is None else str(number)
+    return f"{number:,}" if type(number) is int else "–" if number is None else str(number)
 
 
 def _numbers(mapping: Json, *keys: str) -> bool:
@@ -399,16 +410,21 @@ def _get(mapping: Json, *keys: str) -> Any:
     return value
 
 
-def _flat(examples: object) -> list[str]:
-    """Examples in whatever shape a step wrote them, one line each."""
-    if isinstance(examples, Mapping):
-        return [f"{key}: {text}" for key, value in examples.items() for text in _flat(value)]
-    if isinstance(examples, list):
-        return [text if isinstance(text, str) else _flat_text(text) for text in examples]
-    return [str(examples)] if examples else []
+def _examples(examples: object) -> list[str]:
+    """Examples by reason, one line each."""
+    out = []
+    for reason, items in (examples if isinstance(examples, Mapping) else {}).items():
+        for item in items if isinstance(items, list) else [items]:
+            if isinstance(item, Mapping):
+                more = (str(v) for k, v in item.items() if k not in ("id", "text"))
+                item = " → ".join([str(item.get("text", "")), *more])
+            out.append(f"[{reason}] {item}")
+    return out
 
 
 def _flat_text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_count(part)}" for key, part in value.items())
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

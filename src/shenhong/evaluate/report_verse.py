@@ -17,8 +17,8 @@ _MEASURES = (
 )
 _CLASSES = {"平": "ping", "仄": "ze"}
 LEGEND = (
-    "Under each character stands its tone: 平 level, 仄 oblique, 中 either, ？ not in the rhyme table. A marked "
-    "tone breaks the pattern of its line; red characters rhyme. Poems are the first ones asked for, in the "
+    "Under (in Markdown: after) the characters stand their tones: 平 level, 仄 oblique, 中 either, ？ not in the rhyme table. A marked "
+    "tone breaks the pattern of its line; red (in Markdown: bold) characters rhyme. Poems are the first ones asked for, in the "
     "order of the draw: nobody picked them."
 )
 
@@ -177,5 +177,10 @@ def _lines_markdown(sample: Mapping[str, Any]) -> list[str]:
             shown = f"{escape_markdown(text[:-1])}**{escape_markdown(text[-1])}**"
         else:
             shown = escape_markdown(text)
-        out.append(f"{shown}{escape_markdown(line.get('stop', ''))} {escape_markdown(tones)}")
+        misses = line.get("misses") or ()
+        marks = "".join(
+            f"**{escape_markdown(tone)}**" if i in misses else escape_markdown(tone)
+            for i, tone in enumerate(tones)
+        )
+        out.append(f"{shown}{escape_markdown(line.get('stop', ''))} {marks}")
     return out or [escape_markdown(sample.get("text", ""))]
