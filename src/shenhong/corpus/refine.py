@@ -316,7 +316,7 @@ def _write(names: pa.Array, part: np.ndarray, stage: Path, out: Path) -> dict[st
         count = {"records": 0, "characters": 0}
         with pq.ParquetWriter(out / f"{name}.parquet", schema, compression="zstd") as writer:
             for low, high in zip([None, *bounds], [*bounds, None], strict=True):
-                rows = frame.where(daft.col("part") == number)
+                rows = frame.where(daft.col("part").is_in([number]))
                 if low is not None:
                     rows = rows.where(daft.col("id") >= low)
                 if high is not None:

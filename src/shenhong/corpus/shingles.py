@@ -66,7 +66,9 @@ def _windows(units_U: np.ndarray, text_U: np.ndarray, size: int) -> tuple[np.nda
     return mix(hashes[keep]), text_U[keep]
 
 
-def _words(codes_U: np.ndarray, text_U: np.ndarray, letter_U: np.ndarray):
+def _words(
+    codes_U: np.ndarray, text_U: np.ndarray, letter_U: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """A hash for each run of letters, and the text of each."""
     starts = letter_U & np.r_[True, ~letter_U[:-1] | (text_U[1:] != text_U[:-1])]
     codes, texts, starts = codes_U[letter_U], text_U[letter_U], starts[letter_U]
@@ -96,7 +98,8 @@ def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     pick = letter & by_character
     characters = _windows(mix(codes[pick]), text_of[pick], CHARACTERS)
     rest = ~by_character
-    words = _windows(*_words(codes[rest], text_of[rest], letter[rest]), WORDS)
+    word_hashes, word_text = _words(codes[rest], text_of[rest], letter[rest])
+    words = _windows(word_hashes, word_text, WORDS)
     hashes = np.concatenate([characters[0], words[0]])
     owner = np.concatenate([characters[1], words[1]])
     order = np.argsort(owner, kind="stable")

@@ -1,0 +1,355 @@
+"""Byte-level BPE, saved as deepseek-v3's tokenizer is: pre-tokenizer, special tokens, chat template.
+
+The pre-tokenizer of deepseek-v3 takes a run of Chinese as one piece, so ordinary training learns words.
+With `isolate_ideographs` every ideograph is a piece of its own while merges are trained: then each
+common character becomes one token, no merge ever crosses two characters, and the ids are the same under
+the pre-tokenizer of deepseek-v3, which is the one saved (llama.cpp knows it by name, no patch needed).
+
+Such a tokenizer is separable: a text of known characters is looked up in a table, a thousand times
+faster than by merging. `encode_many` does that where it is exact, and falls back to the library for any
+text with another character.
+
+Legend: N texts, I ids of all texts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as _Backend
+
+from shenhong.corpus.normalise import IDEOGRAPH
+from shenhong.errors import DataError, ModelError
+
+BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
+SPECIAL = (BOS, EOS, PAD, USER, ASSISTANT)  # their ids are 0, 1, 2, 3, 4
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'system' -%}{{ message['content'] }}"
+    "{%- elif message['role'] == 'user' -%}{{ '<｜User｜>' + message['content'] }}"
+    "{%- elif message['role'] == 'assistant' -%}"
+    "{{ '<｜Assistant｜>' + message['content'] + eos_token }}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<｜Assistant｜>' }}{%- endif -%}"
+)
+
+# The three splits of deepseek-v3's tokenizer.json, in their order.
+_DIGITS = r"\p{N}{1,3}"
+_IDEOGRAPHS = "[一-龥぀-ゟ゠-ヿ]+"
+_PIECES = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
+# While merges are trained: every ideograph by itself, also those outside deepseek-v3's range.
+_SCRIPT = f"{IDEOGRAPH}\u3040-\u30ff"
+_ONE_IDEOGRAPH = f"[{_SCRIPT}]"
+_ONE = re.compile(_ONE_IDEOGRAPH)
+_OTHERS = re.compile(f"[^{_SCRIPT}\\0]+")  # texts are joined by \\0 where this is used
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+class TokenizerSettings(BaseModel):
+    """How the tokenizer is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    vocab_size: int = Field(
+        8192,
+        ge=320,
+        le=262_144,
+        multiple_of=64,
+        description="entries of the vocabulary, special tokens and bytes included; multiple of 64",
+    )
+    isolate_ideographs: bool = Field(
+        False, description="one token for each common Chinese character instead of words"
+    )
+    train_characters: int = Field(
+        20_000_000,
+        ge=1_000,
+        description="characters of the training text that are read to train the merges",
+    )
+
+
+def _pre_tokenizer(ideographs: str = _IDEOGRAPHS) -> pre_tokenizers.PreTokenizer:
+    splits = (_DIGITS, ideographs, _PIECES)
+    return pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in splits),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def train(texts: Iterable[str], settings: TokenizerSettings) -> Tokenizer:
+    """Train merges on the texts. Error: DataError when they are too few for the vocabulary."""
+    backend = _Backend(models.BPE())
+    backend.pre_tokenizer = _pre_tokenizer(
+        _ONE_IDEOGRAPH if settings.isolate_ideographs else _IDEOGRAPHS
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocab_size,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    limited = _limited(texts, settings.train_characters)
+    backend.train_from_iterator(
+        _condensed(limited) if settings.isolate_ideographs else limited, trainer
+    )
+    found = backend.get_vocab_size()
+    if found < settings.vocab_size:
+        raise DataError(
+            f"the corpus yields {found} tokens, fewer than tokenizer.vocab_size "
+            f"{settings.vocab_size}; lower it to {found // 64 * 64} or add text"
+        )
+    backend.pre_tokenizer = _pre_tokenizer()
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, 0)]
+            ),
+        ]
+    )
+    return Tokenizer(backend)
+
+
+def _limited(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        if characters <= 0:
+            return
+        yield text[:characters]
+        characters -= len(text)
+
+
+def _condensed(texts: Iterable[str]) -> list[str]:
+    """Texts that train the same merges in a tenth of the time.
+
+    When every ideograph is a word, only how often each word occurs matters, and of that only the
+    order: a word seen n times is written down 4 sqrt(n) times.
+    """
+    ideographs = np.zeros(0x110000, np.int64)
+    others: Counter[str] = Counter()
+    iterator = iter(texts)
+    while some := list(itertools.islice(iterator, 8192)):
+        whole = "\0".join(some)
+        codes = np.frombuffer(whole.encode("utf-32-le"), np.uint32)
+        ideographs += np.bincount(codes, minlength=len(ideographs))
+        others.update(_OTHERS.findall(whole))
+    counts = Counter(
+        {chr(c): int(ideographs[c]) for c in np.flatnonzero(ideographs) if _ONE.match(chr(c))}
+    )
+    counts.update(others)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return list(itertools.chain.from_iterable([word] * math.isqrt(16 * n) for word, n in ordered))
+
+
+class Tokenizer:
+    """A tokenizer with the special tokens above. Ids are below `vocab_size`."""
+
+    def __init__(self, backend: _Backend) -> None:
+        self.backend = backend
+        ids = {token: backend.token_to_id(token) for token in SPECIAL}
+        for token, number in ids.items():
+            if number is None:
+                raise ModelError(f"the tokenizer lacks {token}; run the tokenizer stage again")
+        self.bos_id, self.eos_id, self.pad_id = ids[BOS] or 0, ids[EOS] or 0, ids[PAD] or 0
+        self.user_id, self.assistant_id = ids[USER] or 0, ids[ASSISTANT] or 0
+        self.vocab_size: int = backend.get_vocab_size()
+        self._table: np.ndarray | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """From a folder with tokenizer.json. Error: ModelError when it is missing or damaged."""
+        path = Path(folder) / "tokenizer.json"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ModelError(f"no tokenizer at {path}; run the tokenizer stage again") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(
+                f"cannot read {path} ({error}); run the tokenizer stage again"
+            ) from None
+        try:
+            return cls(_Backend.from_str(text))
+        except ModelError:
+            raise
+        except Exception as error:  # the library raises bare Exception
+            reason = str(error).splitlines()[0][:120]
+            raise ModelError(
+                f"{path} is damaged ({reason}); run the tokenizer stage again"
+            ) from None
+
+    def save(self, folder: Path) -> None:
+        """tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them."""
+        folder = Path(folder)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": BOS,
+            "eos_token": EOS,
+            "pad_token": PAD,
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 1 << 20,
+            "chat_template": CHAT_TEMPLATE,
+        }
+        contents = (
+            self.backend.to_str(pretty=False),
+            json.dumps(config, ensure_ascii=False, indent=2) + "\n",
+            CHAT_TEMPLATE,
+        )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in zip(_FILES, contents, strict=True):
+                temporary = folder / f".{name}.{os.getpid()}.tmp"
+                with open(temporary, "w", encoding="utf-8") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, folder / name)
+        except OSError as error:
+            raise DataError(f"cannot write {folder}: {error.strerror}; free space") from error
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone, no BOS. The names of special tokens in it are ordinary text."""
+        return self.encode_many([text])[0].tolist() if text else []
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids without special tokens; bytes that are no character become U+FFFD."""
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def encode_prompt(self, message: str) -> list[int]:
+        """Ids of the chat template for one user message, up to where the answer begins."""
+        return [self.bos_id, self.user_id, *self.encode(message), self.assistant_id]
+
+    def encode_many(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids [I] (int32) of all texts, and offsets [N+1]: text n has ids[offsets[n]:offsets[n+1]]."""
+        if self._table is None:
+            self._table = self._characters()
+        codes = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
+        ids = self._table[codes]
+        bounds = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
+        unknown = np.add.reduceat(np.append(ids < 0, False), bounds[:-1]) if texts else np.empty(0)
+        unknown = np.where(bounds[:-1] == bounds[1:], 0, unknown)
+        slow = np.flatnonzero(unknown)
+        if not len(slow):
+            return ids, bounds
+        found = self._merged([texts[n] for n in slow])
+        pieces: list[np.ndarray] = []
+        lengths = np.diff(bounds)
+        last = 0
+        for n, piece in zip(slow.tolist(), found, strict=True):
+            pieces += [ids[bounds[last] : bounds[n]], piece]
+            lengths[n] = len(piece)
+            last = n + 1
+        pieces.append(ids[bounds[last] :])
+        return np.concatenate(pieces), np.concatenate([[0], np.cumsum(lengths)])
+
+    def _merged(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of each text by the library. Names of special tokens in a text must not become them."""
+        plain, marked = self.backend, [n for n, text in enumerate(texts) if "<｜" in text]
+        encoded = plain.encode_batch_fast(texts, add_special_tokens=False)
+        result = [np.array(item.ids, np.int32) for item in encoded]
+        for n in marked:
+            # Cut inside the marker: no special token is left whole, and no merge crosses the cut.
+            parts = re.split("(?<=<)(?=｜)", texts[n])
+            items = plain.encode_batch_fast(parts, add_special_tokens=False)
+            result[n] = np.array([i for item in items for i in item.ids], np.int32)
+        return result
+
+    def _characters(self) -> np.ndarray:
+        """For each code point the id of its token, or -1 where only merging can tell.
+
+        A character has an entry when it is one token and can join no other: no token holds it together
+        with another character or with a part of one.
+        """
+        table = np.full(0x110000, -1, np.int32)
+        byte_of = {c: b for b, c in _byte_alphabet().items()}
+        single: dict[str, int] = {}
+        joined: set[str] = set()
+        for token, number in self.backend.get_vocab(with_added_tokens=False).items():
+            if token in SPECIAL:
+                continue
+            raw = bytes(byte_of[c] for c in token)
+            text = raw.decode("utf-8", errors="replace")
+            if len(text) == 1 and text != "\ufffd":
+                single[text] = number
+            elif "\ufffd" not in text:
+                joined.update(text)
+            elif sum(byte & 0xC0 != 0x80 for byte in raw[1:]) or _closes(raw):
+                return table  # a token crosses two characters: nothing can be said of any
+        for character, number in single.items():
+            if character not in joined:
+                table[ord(character)] = number
+        table[ord("<")] = -1  # may begin the name of a special token
+        return table
+
+
+def _closes(raw: bytes) -> bool:
+    """Whether a token of parts of characters holds the end of one and more after it."""
+    if raw[0] & 0xC0 == 0x80:
+        return len(raw) > 3
+    need = 1 if raw[0] < 0x80 else 2 if raw[0] < 0xE0 else 3 if raw[0] < 0xF0 else 4
+    return len(raw) > need
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """The printable character by which byte-level BPE writes each byte (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {byte: chr(byte) for byte in printable}
+    return table | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+def build(
+    corpus_dir: Path, out: Path, settings: TokenizerSettings, log: Callable[[str], None]
+) -> dict:
+    """The tokenizer stage: train on the training split, save to `out`, return what was measured.
+
+    Prompts are part of the training text. Errors: DataError (no corpus, too little text).
+    """
+    import pyarrow.parquet as pq
+
+    path = Path(corpus_dir) / "train.parquet"
+    try:
+        table = pq.read_table(path, columns=["prompt", "text"])
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path} ({error}); run the corpus stage again") from None
+    texts = table["text"].to_pylist()
+    prompts = [prompt for prompt in table["prompt"].to_pylist() if prompt]
+    tokenizer = train(itertools.chain(texts, prompts), settings)
+    tokenizer.save(out)
+    sample = texts[:: max(1, len(texts) // 20_000)]
+    ids, _ = tokenizer.encode_many(sample)
+    characters = sum(map(len, sample))
+    counts = Counter("".join(sample))
+    if tokenizer._table is None:
+        tokenizer._table = tokenizer._characters()
+    whole = sum(n for c, n in counts.items() if tokenizer._table[ord(c)] >= 0)
+    facts = {
+        "vocab_size": tokenizer.vocab_size,
+        "tokens_per_character": round(len(ids) / max(characters, 1), 5),
+        "characters_that_are_one_token": round(whole / max(characters, 1), 5),
+    }
+    log(
+        f"tokenizer: {facts['vocab_size']} tokens, {facts['tokens_per_character']} per character, "
+        f"{whole / max(characters, 1):.2%} of characters are one token"
+    )
+    return facts
