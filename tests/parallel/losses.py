@@ -1,0 +1,41 @@
+"""Prints the losses, loads and final weights' sum of a short training run; started by test_mesh.py."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from shenhong.model import ModelConfig
+from shenhong.parallel import join, leave
+from shenhong.train.data import Rows
+from shenhong.train.settings import TrainSettings
+from shenhong.train.trainer import Trainer
+
+torch.set_num_threads(1)
+mesh = join()
+settings = TrainSettings(steps=6, **json.loads(sys.argv[2]))
+config = ModelConfig(
+    vocab_size=32,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    q_lora_rank=16,
+    kv_lora_rank=16,
+    qk_nope_head_dim=8,
+    qk_rope_head_dim=8,
+    v_head_dim=8,
+    moe_intermediate_size=16,
+    n_routed_experts=4,
+    num_experts_per_tok=2,
+    num_nextn_predict_layers=1,
+)
+rows = Rows(Path(sys.argv[1]), 0, 2)
+trainer = Trainer(settings, config, rows, mesh, 3, torch.float32, torch.device("cpu"))
+results = [trainer.step(step, 6) for step in range(6)]
+if mesh.leads:
+    biases = [router.e_score_correction_bias.tolist() for router in trainer.model.routers]
+    losses = [[r.loss, r.mtp_loss, r.grad_norm] for r in results]
+    print(json.dumps({"losses": losses, "load": [r.load for r in results], "biases": biases}))
+leave()

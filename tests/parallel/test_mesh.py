@@ -1,0 +1,68 @@
+"""Two processes and one give the same losses: global normalisers, gradients and balancing included."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+SCRIPT = Path(__file__).with_name("losses.py")
+
+
+def losses(tokens: Path, settings: dict, processes: int) -> dict:
+    command = [sys.executable]
+    if processes > 1:
+        command += [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+        ]
+    command += [str(SCRIPT), str(tokens), json.dumps(settings)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("rule", ["quantile", "centred"])
+def test_two_processes_equal_one(tmp_path, rule):
+    stream = torch.Generator().manual_seed(1)
+    tokens = torch.randint(3, 32, (24, 32), generator=stream)
+    tokens[:, 0] = 0
+    tokens[torch.rand(tokens.shape, generator=stream) < 0.08] = 0
+    # Rows differ much in how many tokens count, so a mean of means would show.
+    counted = (
+        torch.rand(tokens.shape, generator=stream) < torch.linspace(0.1, 0.9, 24)[:, None]
+    ) & (tokens != 0)
+    path = tmp_path / "train.safetensors"
+    save_file(
+        {"tokens": tokens.to(torch.uint16), "counted": counted.to(torch.uint8)},
+        path,
+        {"characters": "1"},
+    )
+    settings = {
+        "batch_tokens": 256,
+        "sequence_length": 32,
+        "micro_tokens": 64,
+        "balance": rule,
+        "balance_rate": 0.01,
+    }
+    one, two = losses(path, settings, 1), losses(path, settings, 2)
+    np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-5)
+    np.testing.assert_allclose(two["load"], one["load"], atol=1e-9)
+    np.testing.assert_allclose(two["biases"], one["biases"], atol=1e-5)
+    # Whole batches in one forward pass are the same again: accumulation changes nothing.
+    whole = losses(path, {**settings, "micro_tokens": 256}, 1)
+    np.testing.assert_allclose(whole["losses"], one["losses"], rtol=1e-5)

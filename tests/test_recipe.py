@@ -1,0 +1,84 @@
+"""Recipes: the three that ship are valid; every mistake is one line that names the key and the remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from shenhong.errors import RecipeError
+from shenhong.recipe import load, parse
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+MINIMAL = 'name = "m"\nminutes = 1\n[corpus]\nkind = "text"\npaths = ["t.txt"]\n'
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "r.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
+def test_the_recipes_that_ship_are_valid_and_survive_freezing(path, tmp_path):
+    recipe = load(path)
+    assert load(written(tmp_path, recipe.dump())) == recipe
+    assert all(Path(p).is_absolute() for p in recipe.corpus.paths)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[train]\nlearning_rate = 1", "unknown key train.learning_rate"),
+        ("[train]\nwarmpu = 0.1", "did you mean warmup?"),
+        ("[modle]\nhidden_size = 64", "unknown key modle; did you mean model?"),
+        ('[train]\nlr = "fast"', "train.lr"),
+        ("[train]\nlr = -1", "train.lr: input should be greater than 0"),
+        ("[train]\nsteps = 2.5", "train.steps"),
+        ('[train]\noptimizer = "sgd"', "train.optimizer"),
+        ("[model]\nnum_experts_per_tok = 99", "num_experts_per_tok"),
+        ("[model]\nn_group = 4\ntopk_group = 8", "topk_group"),
+        ("[model]\nn_routed_experts = 10\nn_group = 4\ntopk_group = 2", "n_group"),
+        ("[model]\nqk_rope_head_dim = 31", "even"),
+        ("[train]\nbatch_tokens = 1000", "multiple of train.sequence_length"),
+        ("[train]\nsequence_length = 4096\nbatch_tokens = 4096", "max_position_embeddings"),
+        ("[corpus2", "not valid TOML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, line, said):
+    with pytest.raises(RecipeError) as error:
+        load(written(tmp_path, f"{MINIMAL}{line}\n"))
+    message = str(error.value)
+    assert said in message and "r.toml" in message and "\n" not in message
+
+
+def test_neither_minutes_nor_steps_is_refused():
+    tree = {"name": "x", "corpus": {"kind": "text", "paths": ["a"]}}
+    with pytest.raises(RecipeError, match=r"either minutes .* or train.steps"):
+        parse(tree, "x")
+    assert parse({**tree, "train": {"steps": 3}}, "x").train.steps == 3
+
+
+def test_missing_and_binary_files(tmp_path):
+    with pytest.raises(RecipeError, match="does not exist"):
+        load(tmp_path / "none.toml")
+    (tmp_path / "r.toml").write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(RecipeError, match="cannot be read as text"):
+        load(tmp_path / "r.toml")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load(tmp_path)
+
+
+def test_set_changes_values_of_every_type(tmp_path):
+    path = written(tmp_path, MINIMAL)
+    changes = [
+        "train.steps=7",
+        "train.lr=0.5",
+        "train.optimizer=adamw",
+        "seed=9",
+        "train.kernels=false",
+    ]
+    recipe = load(path, changes)
+    assert (recipe.train.steps, recipe.train.lr, recipe.train.optimizer) == (7, 0.5, "adamw")
+    assert (recipe.seed, recipe.train.kernels) == (9, False)
+    for wrong in ("train.steps", "=3", "name.x=1", "train.stepz=1"):
+        with pytest.raises(RecipeError):
+            load(path, [wrong])
