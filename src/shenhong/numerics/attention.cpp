@@ -84,11 +84,32 @@ static inline void turn(float* x, const Attention& t, int64_t position, float di
     }
 }
 
+template <class T> static inline void prefetch(const T* p, int64_t n) {
+    for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i);
+}
 template <class T> static inline void unpack(float* out, const T* in, int64_t n, float scale = 1) {
     for (int64_t i = 0; i < n; i += W) store_up_to(out + i, load_up_to(in + i, n - i) * scale, n - i);
 }
 template <class T> static inline void pack(T* out, const float* in, int64_t n, float scale = 1) {
     for (int64_t i = 0; i < n; i += W) store_up_to(out + i, load_up_to(in + i, n - i) * scale, n - i);
+}
+
+// Swaps the off-diagonal halves of ever larger (2, 4, ... W) squares of a W x W block.
+template <int S> static inline void transpose_step(vf* block) {
+    vi low, high;
+    for (int l = 0; l < W; l++) low[l] = l & S ? W + l - S : l, high[l] = l & S ? W + l : l + S;
+    for (int i = 0; i < W; i++) {
+        if (i & S) continue;
+        const vf a = block[i], b = block[i + S];
+        block[i] = __builtin_shuffle(a, b, low);
+        block[i + S] = __builtin_shuffle(a, b, high);
+    }
+}
+static inline void transpose_block(vf* block) {
+    transpose_step<1>(block);
+    transpose_step<2>(block);
+    if constexpr (W > 4) transpose_step<4>(block);
+    if constexpr (W > 8) transpose_step<8>(block);
 }
 
 // Scratch of one thread and the task at hand.
@@ -109,20 +130,27 @@ template <class T> struct Task {
         dscores.resize(Q * Lmax), dkeys.resize(Lmax * dp), dvalues.resize(Lmax * vp);
     }
 
+    // out_t [dims, Lp] = in [L, dims]^T; columns past L are zero.
     void transpose(float* out_t, const float* in, int64_t stride, int64_t dims) {
         for (int64_t j0 = 0; j0 < Lp; j0 += W)
-            for (int64_t i = 0; i < dims; i++) {
-                vf column{};
-                const int64_t n = std::min<int64_t>(W, L - j0);
-                for (int64_t j = 0; j < n; j++) column[j] = in[(j0 + j) * stride + i];
-                store(out_t + i * Lp + j0, column);
+            for (int64_t i0 = 0; i0 < dims; i0 += W) {
+                vf block[W];
+                for (int j = 0; j < W; j++) block[j] = j0 + j < L ? load(in + (j0 + j) * stride + i0) : vf{};
+                transpose_block(block);
+                for (int i = 0; i < W && i0 + i < dims; i++) store(out_t + (i0 + i) * Lp + j0, block[i]);
             }
     }
 
-    void begin(int64_t document, int64_t h) {
+    void begin(int64_t document, int64_t h, bool backward) {
         first = t.starts[document], L = t.starts[document + 1] - first, Lp = padded(L), head = h;
         for (int64_t i = 0; i < L; i++) {
             const int64_t n = first + i;
+            // Rows of one head lie apart, which no hardware prefetcher guesses.
+            const int64_t ahead = std::min(i + 8, L - 1) + first;
+            prefetch((const T*)t.q + ahead * t.q_token + h * t.q_head, d);
+            prefetch((const T*)t.k + ahead * t.k_token + h * t.k_head, t.plain);
+            prefetch((const T*)t.v + ahead * t.v_token + h * t.v_head, t.value);
+            if (backward) prefetch((const T*)t.d_o + (ahead * t.heads + h) * t.value, t.value);
             float *query = &queries[i * dp], *key = &keys[i * dp];
             unpack(query, (const T*)t.q + n * t.q_token + h * t.q_head, d, float(t.scale));
             turn(query + t.plain, t, i, 1);
@@ -225,7 +253,7 @@ template <class T> static void run(const Attention& t, bool backward) {
         Task<T> task(t, longest, backward);
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < tasks; i++) {
-            task.begin(i / t.heads, i % t.heads);
+            task.begin(i / t.heads, i % t.heads, backward);
             if (backward)
                 task.backward();
             else

@@ -61,9 +61,13 @@ static inline vf load(const float* p) {
     return x;
 }
 static inline vf load(const bf16* p) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#else
     vh h;
     std::memcpy(&h, p, sizeof h);
     return (vf)(__builtin_convertvector(h, vu) << 16);
+#endif
 }
 static inline void store(float* p, vf x) { std::memcpy(p, &x, sizeof x); }
 static inline void store(bf16* p, vf x) {
