@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shenhong.evaluate.ngram import NGram, discounts
+from shenhong.evaluate.ngram import NGram, _sort, discounts
 
 small_texts = st.lists(st.text(alphabet="abc山水，", max_size=12), min_size=1, max_size=12)
 
@@ -130,3 +130,13 @@ def test_unknown_characters_are_counted():
     assert NGram(["ab"], 2).unknown_share(["az", "zz"]) == 0.75
     with pytest.raises(ValueError):
         NGram([], 2)
+
+
+def test_both_ways_of_sorting_agree():
+    rng = np.random.default_rng(0)
+    keys = rng.integers(0, 1000, 5000).astype(np.uint64)
+    for bound in (1000, 2**63):
+        ordered, order = _sort(keys.copy(), bound)
+        assert ordered.tolist() == sorted(keys.tolist())
+        assert keys[order].tolist() == ordered.tolist()
+        assert sorted(order.tolist()) == list(range(5000))

@@ -131,27 +131,28 @@ class NGram:
         that ends at P (of no meaning where short); the sorted keys; of each n-gram one position
         where it ends; and its count.
         """
-        key_P = np.empty(len(ids_P), dtype=np.uint64)
-        key_P[0] = 0
-        np.multiply(gram_P[:-1], np.uint64(self.vocabulary), out=key_P[1:], casting="unsafe")
-        np.add(key_P, ids_P, out=key_P, casting="unsafe")
-        key_P[short_P] = np.iinfo(np.uint64).max
-        sort = np.argsort(key_P)
-        kept = len(sort) - int(short_P.sum())
-        order_P: Ids = sort.astype(np.int32)
-        del sort
-        key_P = key_P[order_P]
+        key_P = np.zeros(len(ids_P), dtype=np.uint64)
+        key_P[1:] = gram_P[:-1]
+        key_P *= np.uint64(self.vocabulary)
+        key_P += ids_P.astype(np.uint64)
+        # Positions with no n-gram sort to the end, where they are cut off.
+        key_P[short_P] = np.uint64(len(ids_P) * self.vocabulary)
+        kept = len(key_P) - int(np.count_nonzero(short_P))
+        key_P, order_P = _sort(key_P, bound=len(ids_P) * self.vocabulary)
         new = np.empty(len(key_P), dtype=bool)
         new[0] = True
         np.not_equal(key_P[1:], key_P[:-1], out=new[1:])
+        first = np.flatnonzero(new[:kept]).astype(np.int32)
+        keys_G = key_P[first]
+        del key_P
         rank = np.cumsum(new, dtype=np.int32)
         rank -= 1
         above_P = np.empty(len(ids_P), dtype=np.int32)
         above_P[order_P] = rank
-        del rank
-        first = np.flatnonzero(new[:kept]).astype(np.int32)
-        counts = np.diff(first, append=kept).astype(np.int32)
-        return above_P, key_P[first], order_P[first], counts
+        counts = np.empty_like(first)
+        np.subtract(first[1:], first[:-1], out=counts[:-1])
+        counts[-1:] = kept - first[-1:]
+        return above_P, keys_G, order_P[first], counts
 
     def log2_probabilities(self, texts: Iterable[str]) -> tuple[Floats, Ints]:
         """log2 P of every character and end symbol of the texts, joined, and each text's count.
@@ -236,6 +237,21 @@ def discounts(counts: NDArray[np.integer]) -> tuple[float, float, float]:
     if not (0 < d1 <= 1 and 0 < d2 <= 2 and 0 < d3 <= 3):
         return 0.5, 1.0, 1.5
     return d1, d2, d3
+
+
+def _sort(key_P: NDArray[np.uint64], bound: int) -> tuple[NDArray[np.uint64], Ids]:
+    """The keys (at most `bound`) in order, and the positions they come from."""
+    shift = len(key_P).bit_length()
+    if bound.bit_length() + shift > 64:
+        wide_P = np.argsort(key_P)
+        return key_P[wide_P], wide_P.astype(np.int32)
+    # Position and key fit one number: plain sorting is several times faster than argsort.
+    key_P <<= np.uint64(shift)
+    key_P |= np.arange(len(key_P), dtype=np.uint64)
+    key_P.sort()
+    order_P = (key_P & np.uint64((1 << shift) - 1)).astype(np.int32)
+    key_P >>= np.uint64(shift)
+    return key_P, order_P
 
 
 def _find(keys_G: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> Ints:
