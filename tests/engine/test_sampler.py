@@ -1,0 +1,89 @@
+"""Sampling draws from the right distribution and honours its limits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shenhong.engine.sampler import Sampling, request_seed, sample, uniforms
+from shenhong.errors import RequestError
+
+
+def many(logits, how, count=20_000):
+    """Draws from one row at evenly spaced uniforms: shares come out exact to 1/count."""
+    even = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return sample(logits.expand(count, -1), even, how)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_shares_are_the_softmax(temperature):
+    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(1))
+    drawn = many(logits, Sampling(temperature))
+    shares = torch.bincount(drawn, minlength=12) / len(drawn)
+    assert (shares - (logits[0] / temperature).softmax(0)).abs().max() < 2e-4
+
+
+def test_limits_keep_what_they_say():
+    shares = torch.tensor([[0.05, 0.4, 0.2, 0.25, 0.1]])
+    logits = shares.log()
+
+    def kept(**limits):
+        return set(many(logits, Sampling(1.0, **limits)).tolist())
+
+    assert kept() == {0, 1, 2, 3, 4}
+    assert kept(top_k=2) == {1, 3}
+    assert kept(top_k=99) == {0, 1, 2, 3, 4}
+    assert kept(top_p=0.39) == {1}
+    assert kept(top_p=0.6) == {1, 3}
+    assert kept(top_p=0.84) == {1, 3, 2}
+    assert kept(min_p=0.3) == {1, 2, 3}
+    assert kept(top_k=3, min_p=0.6) == {1, 3}
+    assert kept(top_k=1) == kept(top_p=1e-6) == {1}
+
+
+def test_a_limit_keeps_the_ratio_of_what_is_left():
+    logits = torch.tensor([[0.05, 0.4, 0.2, 0.25, 0.1]]).log()
+    drawn = many(logits, Sampling(1.0, top_p=0.6))
+    assert abs((drawn == 1).double().mean() - 0.4 / 0.65) < 1e-3
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 1e-6, 1e-3, 0.8, 5.0]))
+@settings(max_examples=60, deadline=None)
+def test_extremes_give_a_possible_token(seed, temperature):
+    stream = torch.Generator().manual_seed(seed)
+    logits = 50 * torch.randn(4, 40, generator=stream)
+    logits[:, 30:] = float("-inf")
+    last = torch.tensor(1.0, dtype=torch.float64).nextafter(torch.tensor(0.0, dtype=torch.float64))
+    for draw in (0.0, last.item()):
+        point = torch.full((4,), draw, dtype=torch.float64)
+        for how in (Sampling(temperature), Sampling(temperature, top_k=35, top_p=0.999)):
+            tokens = sample(logits, point, how)
+            assert (tokens < 30).all()
+            if temperature < 1e-5:
+                assert torch.equal(tokens, logits.argmax(dim=1))
+
+
+def test_streams_have_names_and_prefixes():
+    assert torch.equal(uniforms([5, 6], 20)[:, :7], uniforms([5, 6], 7))
+    assert torch.equal(uniforms([6], 7)[0], uniforms([5, 6], 7)[1])
+    seeds = {request_seed(seed, i) for seed in range(20) for i in range(20)}
+    assert len(seeds) == 400
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"min_p": 1},
+        {"min_p": -0.1},
+    ],
+)
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(RequestError, match=next(iter(wrong))):
+        Sampling(**wrong)
