@@ -54,7 +54,7 @@ def open_writer(path: Path, dtype: torch.dtype = torch.float32) -> Writer:
 def facts(path: Path) -> dict[str, Any]:
     """What a model is and costs, for people and scripts."""
     folder = folder_of(path)
-    config = ModelConfig.load(folder)
+    config = ModelConfig.read(folder / "config.json")
     size, cache = parameters(config), cache_numbers(config)
     tokenizer = Tokenizer.load(folder)
     layers = config.num_hidden_layers

@@ -11,6 +11,7 @@ report      show                                                   report.html, 
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from shenhong import __version__
-from shenhong.errors import RunError
+from shenhong.errors import RecipeError, RunError
+from shenhong.model import ModelConfig
 from shenhong.parallel import Mesh, join, leave
-from shenhong.recipe import Recipe
+from shenhong.recipe import Recipe, load
 from shenhong.run import Run, atomic_folder, atomic_write, digest
 
 LONGEST_ANSWER = 256  # tokens, in evaluation
@@ -111,7 +113,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _corpus(context: Context) -> dict[str, Any]:
-    from shenhong.corpus import refine
+    from shenhong.corpus.refine import refine
 
     with atomic_folder(context.path / "corpus") as folder:
         report = refine(context.recipe.corpus, Path("."), folder, context.recipe.seed, context.say)
@@ -122,16 +124,14 @@ def _corpus(context: Context) -> dict[str, Any]:
 
 
 def _tokenizer(context: Context) -> dict[str, Any]:
-    from shenhong.tokenizer import train_tokenizer
+    from shenhong.tokenizer import build
 
     with atomic_folder(context.path / "tokenizer") as folder:
-        return train_tokenizer(
-            context.path / "corpus", folder, context.recipe.tokenizer, context.say
-        )
+        return build(context.path / "corpus", folder, context.recipe.tokenizer, context.say)
 
 
 def _tokens(context: Context) -> dict[str, Any]:
-    from shenhong.corpus import pack
+    from shenhong.corpus.pack import pack
 
     with atomic_folder(context.path / "tokens") as folder:
         return pack(
@@ -143,27 +143,31 @@ def _tokens(context: Context) -> dict[str, Any]:
         )
 
 
-def _train(context: Context) -> dict[str, Any]:
+def _architecture(context: Context) -> ModelConfig:
+    """The recipe's model with this run's tokenizer."""
     from shenhong.tokenizer import Tokenizer
-    from shenhong.train import train
 
     tokenizer = Tokenizer.load(context.path / "tokenizer")
-    recipe = context.recipe
-    config = recipe.architecture(
+    return context.recipe.architecture(
         tokenizer.vocab_size,
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.pad_id,
     )
+
+
+def _train(context: Context) -> dict[str, Any]:
+    from shenhong.train import train
+
+    recipe, config = context.recipe, _architecture(context)
     begun = time.monotonic()
-    minutes = recipe.minutes
-    seconds = None
-    if minutes is not None:
-        spent = _seconds_spent(context.run.manifest) if context.run else 0.0
-        # Measured when the steps are counted, so that what choosing the machine took is paid for too.
-        seconds = lambda: max(
-            1.0, minutes * 60 - spent - recipe.reserve_seconds - (time.monotonic() - begun)
-        )  # noqa: E731
+    spent = _seconds_spent(context.run.manifest) if context.run else 0.0
+
+    def seconds_left() -> float:
+        """Read when the steps are counted, so that what choosing the machine took is paid for too."""
+        used = spent + recipe.reserve_seconds + time.monotonic() - begun
+        return max(1.0, (recipe.minutes or 0) * 60 - used)
+
     train(
         context.run,
         context.path,
@@ -171,8 +175,7 @@ def _train(context: Context) -> dict[str, Any]:
         config,
         recipe.seed,
         context.mesh,
-        seconds,
-        (tokenizer.bos_id, tokenizer.pad_id),
+        seconds_left,
     )
     return {}
 
@@ -194,12 +197,13 @@ def _model(context: Context) -> dict[str, Any]:
         raise CheckpointError(
             f"{context.path / 'checkpoints'} is empty; remove the run folder and train again"
         )
+    progress, weights, _ = found
     decoder = Decoder(_architecture(context))
-    decoder.load_state_dict(found.model)
+    decoder.load_state_dict(weights)
     folder = context.path / "model"
     save_model(decoder, folder, context.path / "tokenizer")
     return {
-        "step": found.progress.step,
+        "step": progress.step,
         "sha256": digest(folder / "model.safetensors"),
         "torch": torch.__version__,
     }
@@ -215,7 +219,9 @@ def measure(recipe: Recipe, run: Run, say: Callable[[str], None]) -> dict[str, A
     import torch
 
     from shenhong.engine import Sampling
-    from shenhong.evaluate import ScoredText, evaluate
+    from shenhong.evaluate.evaluate import evaluate
+    from shenhong.evaluate.metrics import ScoredText
+    from shenhong.export import load_model
     from shenhong.models import open_writer
     from shenhong.train import budget
     from shenhong.train.data import Rows, seen_rows
@@ -226,7 +232,7 @@ def measure(recipe: Recipe, run: Run, say: Callable[[str], None]) -> dict[str, A
     tokenizer = writer.tokenizer
     ids = (tokenizer.bos_id, tokenizer.pad_id)
     test = Rows(run.path / "tokens" / "test.safetensors", *ids)
-    decoder = load_trained(run.path, dtype)
+    decoder = load_model(run.path / "model", dtype)
     scored = ScoredText(*score_rows(decoder, test, torch.arange(len(test))), test.characters)
     train = Rows(run.path / "tokens" / "train.safetensors", *ids)
     seen = seen_rows(
@@ -238,7 +244,7 @@ def measure(recipe: Recipe, run: Run, say: Callable[[str], None]) -> dict[str, A
         recipe.corpus.kind,
         scored,
         lambda prompts: writer.answer(prompts, LONGEST_ANSWER, sampling, recipe.seed),
-        tokenizer.decode_batch(train.answers(seen)),
+        tokenizer.backend.decode_batch(train.answers(seen)),
         recipe.evaluate,
         recipe.seed,
         say,
@@ -247,18 +253,10 @@ def measure(recipe: Recipe, run: Run, say: Callable[[str], None]) -> dict[str, A
     return {}
 
 
-def load_trained(path: Path, dtype: Any) -> Any:
-    from shenhong.export import load_model
-
-    return load_model(path / "model", dtype)
-
-
 def _report(context: Context) -> dict[str, Any]:
-    from shenhong.evaluate import write_report
+    from shenhong.evaluate.report import write_report
 
-    html, markdown = write_report(context.path)
-    atomic_write(context.path / "report.html", html)
-    atomic_write(context.path / "report.md", markdown)
+    write_report(context.path)
     return {}
 
 
@@ -297,7 +295,7 @@ def summary(path: Path) -> str:
         return (
             f"{path}: done so far: {', '.join(done) or 'nothing'}; 'shenhong train {path}' goes on"
         )
-    from shenhong.evaluate import headline
+    from shenhong.evaluate.report import headline
 
     return "\n".join([*headline(path), f"report: {path / 'report.html'}"])
 

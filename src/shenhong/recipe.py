@@ -102,7 +102,7 @@ class Recipe(Settings):
             raise ValueError(f"model: {error}") from None
         return self
 
-    def architecture(self, vocab_size: int, **token_ids: int) -> ModelConfig:
+    def architecture(self, vocab_size: int, **token_ids: Any) -> ModelConfig:
         """The model's configuration for a tokenizer of ``vocab_size`` entries. Error: ModelError."""
         return ModelConfig(vocab_size=vocab_size, **self.model.model_dump(), **token_ids)
 

@@ -67,10 +67,21 @@ def write_report(run_dir: Path) -> tuple[str, str]:
     return html, markdown
 
 
+def headline(run_dir: Path) -> list[str]:
+    """The measures at the head of the report, a line each, for a terminal. Errors: RunError."""
+    run_dir = Path(run_dir)
+    manifest = _read_json(run_dir / "manifest.json")
+    if manifest is None:
+        raise RunError(f"no manifest.json in {run_dir}; give the folder of a run")
+    tiles = _tiles(manifest, _read_json(run_dir / "evaluation.json") or {})
+    return [f"{name}: {value}{f' ({beside})' if beside else ''}" for name, value, beside in tiles]
+
+
 # --- sections ---------------------------------------------------------------------------------------
 
 
-def _headline(manifest: Json, evaluation: Json) -> list[Block]:
+def _tiles(manifest: Json, evaluation: Json) -> list[tuple[str, str, str]]:
+    """(measure, value, what it is beside) of what matters most."""
     tiles: list[tuple[str, str, str]] = []
     bits = _get(evaluation, "bits_per_character", "model", "bits_per_character")
     rival = _rival(evaluation)
@@ -83,6 +94,13 @@ def _headline(manifest: Json, evaluation: Json) -> list[Block]:
         tiles.append(("wall-clock", _time(seconds), f"on {cores} cores" if cores else ""))
     if peak := _peak(manifest):
         tiles.append(("peak memory", _bytes(peak), ""))
+    return tiles
+
+
+def _headline(manifest: Json, evaluation: Json) -> list[Block]:
+    tiles = _tiles(manifest, evaluation)
+    bits = _get(evaluation, "bits_per_character", "model", "bits_per_character")
+    rival = _rival(evaluation)
     out: list[Block] = [Tiles(tiles)] if tiles else []
     rows = [[*row, "–"] for row in report_verse.headline(evaluation)]
     if bits:

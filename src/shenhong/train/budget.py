@@ -96,7 +96,7 @@ def plan(
     mesh: Mesh,
     make: Make,
     look: Callable[[Trainer], object],
-    seconds: Callable[[], float] | None,
+    seconds: Callable[[], float],
 ) -> dict[str, Any]:
     """The frozen choice of machine settings and step count; measured now if the run has none yet.
 
@@ -117,7 +117,6 @@ def plan(
         trial = make(apply(frozen["machine"]))
         settings, config = trial.settings, trial.config
         if settings.steps is None:
-            assert seconds is not None  # the recipe demands minutes or steps
             counted = count_steps(trial, mesh, mesh.share(seconds()), lambda: look(trial))
         else:
             counted = {"steps": settings.steps}

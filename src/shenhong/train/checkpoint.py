@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def _folder(root: Path, step: int) -> Path:
     return root / f"step-{step:06d}"
 
 
-def _fingerprint(state: dict[str, object]) -> str:
+def _fingerprint(state: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 

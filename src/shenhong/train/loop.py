@@ -53,19 +53,20 @@ def train(
     config: ModelConfig,
     seed: int,
     mesh: Mesh,
-    seconds: Callable[[], float] | None,
-    ids: tuple[int, int],
+    seconds: Callable[[], float],
 ) -> Decoder:
     """Train from the packed rows in ``path/tokens``, or go on from the newest checkpoint.
 
     ``run`` is the open run on the leading process and None elsewhere; ``seconds()`` is the time left for
-    training where steps are not given; ``ids`` are BOS and padding. Returns the trained model.
+    training where steps are not given. Returns the trained model.
 
     Errors: TrainingError (NaN, spike), CheckpointError, DataError; KeyboardInterrupt after a stop.
     """
     device = machine.device()
-    rows = Rows(path / "tokens" / "train.safetensors", *ids, settings.prompt_weight)
-    valid = Rows(path / "tokens" / "valid.safetensors", *ids)
+    bos, pad = config.bos_token_id, config.pad_token_id
+    assert bos is not None and pad is not None
+    rows = Rows(path / "tokens" / "train.safetensors", bos, pad, settings.prompt_weight)
+    valid = Rows(path / "tokens" / "valid.safetensors", bos, pad)
 
     def make(dtype: torch.dtype) -> Trainer:
         return Trainer(settings, config, rows, mesh, seed, dtype, device)

@@ -23,11 +23,7 @@ def cores() -> int:
 
 
 def device() -> torch.device:
-    return (
-        torch.accelerator.current_accelerator()
-        if torch.accelerator.is_available()
-        else torch.device("cpu")
-    )
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
 def fast_bfloat16() -> bool:
@@ -78,7 +74,8 @@ def choose(
         return trials[key]
 
     best = (threads[0], dtypes[0], kernels[0])
-    for place, values in enumerate((threads, dtypes, kernels)):
+    choices: tuple[list[Any], ...] = (threads, dtypes, kernels)
+    for place, values in enumerate(choices):
         options = [(*best[:place], value, *best[place + 1 :]) for value in values]
         if len(options) > 1:
             best = min(options, key=lambda option: seconds(*option))

@@ -115,7 +115,7 @@ class Optimizer:
         steps = torch.tensor(float(self.steps))
         torch._fused_adamw_(
             [self.vectors[n] for n in names],
-            [self.vectors[n].grad for n in names],
+            [self._gradient(n) for n in names],
             [self.means[n] for n in names],
             [self.squares[n] for n in names],
             [],
@@ -128,6 +128,11 @@ class Optimizer:
             amsgrad=False,
             maximize=False,
         )
+
+    def _gradient(self, name: str) -> torch.Tensor:
+        gradient = self.vectors[name].grad
+        assert gradient is not None
+        return gradient
 
     def _muon(self, lr: float) -> None:
         by_shape: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
@@ -142,7 +147,7 @@ class Optimizer:
             for weight_BAC, update_BAC in views:
                 if weight_BAC.shape[1] > weight_BAC.shape[2]:
                     weight_BAC, update_BAC = weight_BAC.mT, update_BAC.mT
-                by_shape[tuple(weight_BAC.shape[1:])].append((weight_BAC, update_BAC))
+                by_shape[weight_BAC.shape[1], weight_BAC.shape[2]].append((weight_BAC, update_BAC))
         for (rows, columns), group in by_shape.items():
             ortho_BAC = newton_schulz(torch.cat([update for _, update in group]))
             scale = 0.2 * math.sqrt(max(rows, columns))
