@@ -11,7 +11,7 @@ from shenhong.evaluate.charts import Curves, Series, short, ticks
 from shenhong.evaluate.evaluate import evaluate, read_split
 from shenhong.evaluate.metrics import ScoredText
 from shenhong.evaluate.page import escape, escape_markdown
-from shenhong.evaluate.report import write_report
+from shenhong.evaluate.report import headline, write_report
 from shenhong.evaluate.settings import EvaluateSettings
 from tests.evaluate.run_folder import HOSTILE, poem, write_corpus, write_run
 
@@ -87,6 +87,13 @@ def test_a_whole_report(tmp_path, evaluation):
     assert "nan" not in html.lower().replace("nanum", "")
     assert page.tags.count("ruby") > 20
     assert "default-src 'none'" in html
+
+
+def test_the_terminal_gets_the_first_lines(tmp_path, evaluation):
+    write_run(tmp_path, evaluation)
+    lines = headline(tmp_path)
+    assert any(line.startswith("rhyme ") and "human" in line for line in lines)
+    assert any("3 min 10 s" in line for line in lines)
 
 
 def test_nothing_of_a_run_becomes_markup(tmp_path, evaluation):

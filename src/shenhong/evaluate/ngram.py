@@ -136,9 +136,10 @@ class NGram:
         key_P *= np.uint64(self.vocabulary)
         key_P += ids_P.astype(np.uint64)
         # Positions with no n-gram sort to the end, where they are cut off.
-        key_P[short_P] = np.uint64(len(ids_P) * self.vocabulary)
+        bound = max(len(ids_P), self.vocabulary) * self.vocabulary
+        key_P[short_P] = np.uint64(bound)
         kept = len(key_P) - int(np.count_nonzero(short_P))
-        key_P, order_P = _sort(key_P, bound=len(ids_P) * self.vocabulary)
+        key_P, order_P = _sort(key_P, bound)
         new = np.empty(len(key_P), dtype=bool)
         new[0] = True
         np.not_equal(key_P[1:], key_P[:-1], out=new[1:])
