@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shenhong.engine.sampler import Sampling, request_seed, sample, uniforms
+from shenhong.engine.sampler import Sampling, invert, request_seed, sample, uniforms
 from shenhong.errors import RequestError
 
 
@@ -53,7 +53,7 @@ def test_a_limit_keeps_the_ratio_of_what_is_left():
 @settings(max_examples=60, deadline=None)
 def test_extremes_give_a_possible_token(seed, temperature):
     stream = torch.Generator().manual_seed(seed)
-    logits = 50 * torch.randn(4, 40, generator=stream)
+    logits = 50 * torch.randn(4, 200, generator=stream)
     logits[:, 30:] = float("-inf")
     last = torch.tensor(1.0, dtype=torch.float64).nextafter(torch.tensor(0.0, dtype=torch.float64))
     for draw in (0.0, last.item()):
@@ -63,6 +63,25 @@ def test_extremes_give_a_possible_token(seed, temperature):
             assert (tokens < 30).all()
             if temperature < 1e-5:
                 assert torch.equal(tokens, logits.argmax(dim=1))
+
+
+@given(st.integers(1, 400), st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_inversion_is_that_of_the_running_sum(width, seed):
+    stream = torch.Generator().manual_seed(seed)
+    shares = torch.rand(9, width, generator=stream) ** 8
+    shares[:, ::3] *= torch.rand(1, generator=stream).round()
+    shares[:, -1] += 1e-3
+    point = torch.rand(9, generator=stream, dtype=torch.float64)
+    sums = shares.double().cumsum(dim=1)
+    want = torch.searchsorted(sums, point[:, None] * sums[:, -1:], right=True).squeeze(1)
+    got = invert(shares, point)
+    assert (shares.gather(1, got[:, None]) > 0).all()
+    # fp32 sums of blocks may differ where a point falls on a boundary.
+    near = (
+        sums.gather(1, torch.minimum(got, want)[:, None]).squeeze(1) / sums[:, -1] - point
+    ).abs()
+    assert ((got == want) | (near < 1e-6)).all()
 
 
 def test_streams_have_names_and_prefixes():
