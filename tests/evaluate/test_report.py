@@ -92,7 +92,7 @@ def test_a_whole_report(tmp_path, evaluation):
 def test_the_terminal_gets_the_first_lines(tmp_path, evaluation):
     write_run(tmp_path, evaluation)
     lines = headline(tmp_path)
-    assert any(line.startswith("rhyme ") and "human" in line for line in lines)
+    assert any(line.startswith("rhyme: ") and "human" in line for line in lines)
     assert any("3 min 10 s" in line for line in lines)
 
 

@@ -77,18 +77,6 @@ def headline(run_dir: Path) -> list[str]:
     return [f"{name}: {value}{f' ({beside})' if beside else ''}" for name, value, beside in tiles]
 
 
-def headline(run_dir: Path) -> list[str]:
-    """The first measures of a run as lines of plain text, for the terminal."""
-    run_dir = Path(run_dir)
-    manifest = _read_json(run_dir / "manifest.json") or {}
-    tiles = _tiles(manifest, _read_json(run_dir / "evaluation.json") or {})
-    width = max((len(name) for name, _, _ in tiles), default=0)
-    return [
-        f"{name:{width}}  {number}" + (f"  ({beside})" if beside else "")
-        for name, number, beside in tiles
-    ]
-
-
 # --- sections ---------------------------------------------------------------------------------------
 
 
@@ -106,13 +94,6 @@ def _tiles(manifest: Json, evaluation: Json) -> list[tuple[str, str, str]]:
         tiles.append(("wall-clock", _time(seconds), f"on {cores} cores" if cores else ""))
     if peak := _peak(manifest):
         tiles.append(("peak memory", _bytes(peak), ""))
-    return tiles
-
-
-def _headline(manifest: Json, evaluation: Json) -> list[Block]:
-    bits = _get(evaluation, "bits_per_character", "model", "bits_per_character")
-    rival = _rival(evaluation)
-    tiles = _tiles(manifest, evaluation)
     return tiles
 
 
