@@ -29,7 +29,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 from tokenizers import Tokenizer as _Backend
 
 from shenhong.corpus.normalise import IDEOGRAPH
-from shenhong.errors import DataError, ModelError
+from shenhong.errors import DataError, ModelError, RequestError
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
@@ -228,8 +228,16 @@ class Tokenizer:
             raise DataError(f"cannot write {folder}: {error.strerror}; free space") from error
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone, no BOS. The names of special tokens in it are ordinary text."""
-        return self.encode_many([text])[0].tolist() if text else []
+        """Ids of the text alone, no BOS. The names of special tokens in it are ordinary text.
+
+        Error: RequestError when it is not valid Unicode.
+        """
+        try:
+            return self.encode_many([text])[0].tolist() if text else []
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"character {error.start + 1} is half of a surrogate pair; send valid Unicode text"
+            ) from None
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids without special tokens; bytes that are no character become U+FFFD."""

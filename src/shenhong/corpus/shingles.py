@@ -59,7 +59,7 @@ def _windows(units_U: np.ndarray, text_U: np.ndarray, size: int) -> tuple[np.nda
     hashes = np.zeros(len(units_U), np.uint64)
     for offset in range(size):
         shifted = np.zeros(len(units_U), np.uint64)
-        shifted[: len(units_U) - offset] = units_U[offset:]
+        shifted[: max(0, len(units_U) - offset)] = units_U[offset:]
         shifted[left <= offset] = 0
         hashes = hashes * _MULTIPLIER + shifted
     keep = (left >= size) | (position == 0)

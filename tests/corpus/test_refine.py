@@ -1,0 +1,179 @@
+import json
+import random
+
+import pyarrow.parquet as pq
+import pytest
+
+from shenhong.corpus import refine as stage
+from shenhong.corpus.refine import refine
+from shenhong.corpus.settings import CorpusSettings
+from shenhong.errors import DataError
+
+CHARACTERS = [chr(c) for c in range(0x4E00, 0x4E00 + 1500)]
+
+
+def poem(rng, characters, lines):
+    return "\n".join(
+        "".join(rng.choices(CHARACTERS, k=characters))
+        + "，"
+        + "".join(rng.choices(CHARACTERS, k=characters))
+        + "。"
+        for _ in range(lines // 2)
+    )
+
+
+def records(count=900):
+    rng = random.Random(0)
+    rows = []
+    for n in range(count):
+        shape = rng.choice([(5, 4), (7, 4), (5, 8), (7, 8)])
+        rows.append(
+            {"id": f"p{n:05}", "paragraphs": poem(rng, *shape), "title": f"題{n}", "author": "誰"}
+        )
+    rows[10]["paragraphs"] = rows[9]["paragraphs"]  # exact
+    changed = list(rows[11]["paragraphs"])
+    changed[2] = "龍"
+    rows.append({**rows[11], "id": "the near", "paragraphs": "".join(changed)})
+    rows.append({**rows[0], "id": "ci", "paragraphs": "昨夜雨疏风骤，浓睡不消残酒。"})
+    rows.append(
+        {
+            **rows[0],
+            "id": "damaged",
+            "paragraphs": "白日依山盡，黃河入海流。欲窮千里□，更上一層樓。",
+        }
+    )
+    rows.append({**rows[0], "id": "empty", "paragraphs": ""})
+    rows.append(
+        {
+            **rows[0],
+            "id": "trad",
+            "paragraphs": "白日依山盡，黃河入海流。\n欲窮千里目，更上一層樓。",
+        }
+    )
+    return rows
+
+
+def write(path, rows):
+    path.write_text(
+        "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8"
+    )
+
+
+def run(folder, rows, out="out", log=lambda line: None, **more):
+    write(folder / "poems.jsonl", rows)
+    settings = CorpusSettings(
+        **{"kind": "verse", "paths": ["poems.jsonl"], "held_out": 0.05, **more}
+    )
+    return refine(settings, folder, folder / out, 0, log)
+
+
+def read(folder):
+    return {
+        name: pq.read_table(folder / f"{name}.parquet").to_pylist()
+        for name in ("train", "valid", "test")
+    }
+
+
+def test_verse_end_to_end(tmp_path):
+    rows = records()
+    report = run(tmp_path, rows)
+    parts = read(tmp_path / "out")
+    everything = {row["id"]: row for part in parts.values() for row in part}
+    assert len(everything) == sum(map(len, parts.values()))
+    assert {row["id"] for row in rows} - set(everything) == {
+        "p00010",
+        "the near",
+        "ci",
+        "damaged",
+        "empty",
+    }
+    assert all([r["id"] for r in part] == sorted(r["id"] for r in part) for part in parts.values())
+    trad = everything["trad"]
+    assert trad["text"] == "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。"
+    assert trad["prosody_text"] == "白日依山盡，黃河入海流。欲窮千里目，更上一層樓。"
+    assert trad["form"] == "五绝" and trad["title"] == "题0" and trad["author"] == "谁"
+    for row in everything.values():
+        assert len(row["text"]) == len(row["prosody_text"])
+        assert row["prompt"] in (row["title"], f"{row['form']} {row['title']}")
+    formless = sum(row["prompt"] == row["title"] for row in everything.values())
+    assert 0.05 < formless / len(everything) < 0.16
+    assert not list((tmp_path / "out").glob(".*"))
+    steps = {step["step"]: step for step in report["steps"]}
+    assert steps["shape"]["dropped"] == {
+        "not of a regulated form": 1,
+        "damaged or annotated": 1,
+        "empty": 1,
+    }
+    assert steps["exact duplicates"]["kept"] == steps["near duplicates"]["records"] == 901
+    example = steps["near duplicates"]["examples"]["almost the same as another"][0]
+    assert {example["id"], example["other_id"]} == {"the near", "p00011"}
+    assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8")) == report
+
+
+def test_the_result_does_not_depend_on_the_order_of_reading(tmp_path, monkeypatch):
+    rows = records()
+    run(tmp_path, rows, "a")
+    random.Random(1).shuffle(rows)
+    monkeypatch.setattr("shenhong.corpus.read.BATCH", 100)
+    monkeypatch.setattr(stage, "_SORTED_AT_ONCE", 20_000)  # several ranges of ids
+    run(tmp_path, rows, "b")
+    assert read(tmp_path / "a") == read(tmp_path / "b")
+
+
+def test_what_is_held_out_is_not_learnt_by_heart(tmp_path):
+    rows = records()
+    report = run(tmp_path, rows)
+    held = [r for name in ("valid", "test") for r in read(tmp_path / "out")[name]]
+    # A training poem that quotes half of a held-out one must go; with another id it is in training.
+    quoted = [
+        {**rows[0], "id": f"quote{n}", "paragraphs": r["text"][:24] + poem(random.Random(n), 5, 4)}
+        for n, r in enumerate(held)
+        if r["form"] == "五律"
+    ]
+    assert len(quoted) > 5
+    again = run(tmp_path, rows + quoted, "again")
+    train = {r["id"] for r in read(tmp_path / "again")["train"]}
+    assert not any(row["id"] in train for row in quoted)
+    steps = {s["step"]: s for s in again["steps"]}
+    assert steps["leaks"]["dropped"]["known from a held-out record"] >= len(quoted) - 3
+    assert report["splits"]["train"]["records"] > 700
+
+
+def test_a_step_without_effect_says_so(tmp_path):
+    lines: list[str] = []
+    rng = random.Random(2)
+    words = ["".join(rng.choices("abcdefghij", k=5)) for _ in range(2000)]
+    rows = [{"id": str(n), "text": " ".join(rng.choices(words, k=60))} for n in range(300)]
+    report = run(tmp_path, rows, log=lines.append, kind="text")
+    assert any(line.startswith("WARNING: exact duplicates changed nothing") for line in lines)
+    assert {s["step"] for s in report["steps"] if s["changed_nothing"]} >= {
+        "rules",
+        "exact duplicates",
+    }
+    assert read(tmp_path / "out")["train"][0]["prompt"] == ""
+    assert set(read(tmp_path / "out")["train"][0]) == {"id", "prompt", "text"}
+
+
+def test_faults_have_names(tmp_path):
+    rows = records(300)
+    with pytest.raises(DataError, match="two records have the id 'p00003'"):
+        run(tmp_path, [*rows, {**rows[3], "paragraphs": poem(random.Random(9), 7, 8)}])
+    with pytest.raises(DataError, match=r"no record of .* passed the rules"):
+        run(tmp_path, [{**rows[0], "paragraphs": "散文"}])
+    with pytest.raises(DataError, match=r"nothing is left for (valid|test)\.parquet"):
+        run(tmp_path, rows[:5], held_out=0.001)
+
+
+def test_a_full_disk_is_an_error_with_a_name(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(DataError, match=r"cannot write .*: No space left on device; free space"):
+        run(tmp_path, records(50))
+    assert not list((tmp_path / "out").glob("*.parquet"))
+
+
+def test_settings_refuse_what_is_unknown():
+    with pytest.raises(ValueError, match="pathz"):
+        CorpusSettings(paths=["a"], pathz=["b"])
