@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from shenhong.numerics import ops, reference
+from shenhong.numerics import muon, ops, reference
 
 
 def _compare(name: str, op: Callable, plain: Callable, inputs: list[Tensor], bound: float) -> None:
@@ -88,3 +88,20 @@ def check() -> None:
             [normal(tokens, dim), normal(50, dim)],
             bound,
         )
+
+        matrices = normal(2, 18, 21)
+        ortho = muon.newton_schulz(matrices, scale=2.0).float()
+        x = matrices.double() / matrices.double().norm(dim=(1, 2), keepdim=True)
+        a, b, c = muon.COEFFICIENTS
+        for _ in range(5):
+            gram = x @ x.mT
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        if not (ortho / 2 - x).abs().max() <= 20 * bound * x.abs().max():
+            raise ArithmeticError("kernel newton_schulz differs from its reference")
+        momentum, grad = normal(37, dtype=wide), normal(37, dtype=wide)
+        weight = momentum.clone()
+        update = muon.nesterov_(momentum, grad, 0.9, dtype)
+        muon.decayed_add_(weight, update, 0.1, 0.5)
+        expected = 0.9 * momentum.sub(grad).div(0.9) - 0.5 * (grad + 0.9 * momentum)
+        if not (weight - expected).abs().max() <= bound * expected.abs().max():
+            raise ArithmeticError("kernels of the momentum step differ from their reference")

@@ -58,6 +58,10 @@ SIGNATURES = {
     "shenhong_place": "pnnppp",
     "shenhong_select": "ppp" + "nniiii",
     "shenhong_attention": "pi",
+    "shenhong_nesterov": "ippp" + "nfi",
+    "shenhong_decayed_add": "ipp" + "nffi",
+    "shenhong_normalise": "ipp" + "nni",
+    "shenhong_polynomial": "ipp" + "nnfffi",
 }
 
 
