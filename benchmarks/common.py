@@ -26,7 +26,7 @@ def conditions(threads: int, dtype: torch.dtype) -> str:
     units = ", ".join(here["units"])
     return (
         f"{here['cpu']} ({units}), {here['cores']} cores, {threads} threads, {dtype}, "
-        f"kernels {'on' if numerics.kernels_active() else 'off'}, torch {here['torch']}, load {os.getloadavg()[0]:.2f}"
+        f"kernels {'on' if numerics.kernels_in_use() else 'off'}, torch {here['torch']}, load {os.getloadavg()[0]:.2f}"
     )
 
 

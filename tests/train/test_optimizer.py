@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from shenhong.model import Decoder, ModelConfig
-from shenhong.train.optimizer import Optimizer, clip_, newton_schulz, pieces
+from shenhong.numerics.muon import newton_schulz
+from shenhong.train.optimizer import Optimizer, clip_, pieces
 
 CONFIG = ModelConfig(
     vocab_size=64,
@@ -35,14 +36,6 @@ def optimizer(model: Decoder, **changes) -> Optimizer:
         "compute": torch.float32,
     }
     return Optimizer(dict(model.named_parameters()), CONFIG, **{**settings, **changes})
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 48)])
-def test_newton_schulz_makes_singular_values_near_one(shape, dtype):
-    g = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    values = torch.linalg.svdvals(newton_schulz(g.to(dtype)).float())
-    assert values.min() > 0.4 and values.max() < 1.35
 
 
 def test_pieces_cover_each_entry_of_a_matrix_once():

@@ -20,21 +20,7 @@ from collections.abc import Iterator
 import torch
 
 from shenhong.model.config import ModelConfig
-
-
-def newton_schulz(g_BAC: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Approximate the orthogonal factor of each matrix of a batch, A <= C (quintic iteration).
-
-    Works in the dtype it is given; bfloat16 is enough, for the map only has to push singular values
-    into about [0.7, 1.2].
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x_BAC = g_BAC / (g_BAC.flatten(1).float().norm(dim=1).to(g_BAC.dtype)[:, None, None] + 1e-7)
-    for _ in range(steps):
-        gram_BAA = torch.bmm(x_BAC, x_BAC.mT)
-        poly_BAA = torch.baddbmm(gram_BAA, gram_BAA, gram_BAA, beta=b, alpha=c)
-        x_BAC = torch.baddbmm(x_BAC, poly_BAA, x_BAC, beta=a)
-    return x_BAC
+from shenhong.numerics.muon import decayed_add_, nesterov_, newton_schulz
 
 
 def pieces(name: str, tensor: torch.Tensor, config: ModelConfig) -> list[torch.Tensor]:
@@ -139,23 +125,20 @@ class Optimizer:
         for name, parameter in self.matrices.items():
             if parameter.grad is None:
                 continue
-            momentum = self.momenta[name].mul_(self.momentum).add_(parameter.grad)
-            update = parameter.grad.add(momentum, alpha=self.momentum).to(self.compute)
-            views = zip(
-                pieces(name, parameter, self.config), pieces(name, update, self.config), strict=True
-            )
-            for weight_BAC, update_BAC in views:
-                if weight_BAC.shape[1] > weight_BAC.shape[2]:
-                    weight_BAC, update_BAC = weight_BAC.mT, update_BAC.mT
+            momentum = self.momenta[name]
+            update = nesterov_(momentum, parameter.grad, self.momentum, self.compute)
+            views = (pieces(name, tensor, self.config) for tensor in (parameter, update))
+            for weight_BAC, update_BAC in zip(*views, strict=True):
                 by_shape[weight_BAC.shape[1], weight_BAC.shape[2]].append((weight_BAC, update_BAC))
         for (rows, columns), group in by_shape.items():
-            ortho_BAC = newton_schulz(torch.cat([update for _, update in group]))
-            scale = 0.2 * math.sqrt(max(rows, columns))
-            for (weight_BAC, _), part_BAC in zip(
-                group, ortho_BAC.split([len(w) for w, _ in group]), strict=True
-            ):
-                weight_BAC.mul_(1 - lr * self.weight_decay)
-                weight_BAC.add_(part_BAC.to(weight_BAC.dtype), alpha=-lr * scale)
+            # Matrices of one shape, from all layers, are one batch.
+            updates = [update_BAC for _, update_BAC in group]
+            joined = updates[0] if len(updates) == 1 else torch.cat(updates)
+            ortho_BAC = newton_schulz(joined)
+            rate = lr * 0.2 * math.sqrt(max(rows, columns))
+            parts = ortho_BAC.split([len(update) for update in updates])
+            for (weight_BAC, _), part_BAC in zip(group, parts, strict=True):
+                decayed_add_(weight_BAC, part_BAC, lr * self.weight_decay, rate)
 
 
 def clip_(gradients: list[torch.Tensor], limit: float) -> float:
