@@ -108,6 +108,9 @@ def test_texts_end_where_the_context_does():
     assert [len(d.tokens) for d in done] == [2, 1, 15]
     assert {d.finish for d in done} == {"length"}
     assert len(list(Engine(decoder).stream([3] * 15, 40, stop=[]))) == 2
+    # One full row among many that go on must leave the batch at once.
+    crowd = Engine(decoder).generate([[4] * 16] + [[5] * 2] * 20, 40, stop=[])
+    assert [len(d.tokens) for d in crowd] == [1] + [15] * 20
 
 
 def test_greedy_equals_transformers(tmp_path):
