@@ -9,4 +9,7 @@ os.environ.update(DO_NOT_TRACK="true", DAFT_ANALYTICS_ENABLED="0", DAFT_PROGRESS
 
 import daft
 
+# Records a worker holds at a time; the default of 131,072 long documents would be gigabytes.
+daft.set_execution_config(default_morsel_size=8192)
+
 __all__ = ["daft"]

@@ -18,7 +18,7 @@ from shenhong.errors import DataError
 Columns = dict[str, list[str]]
 """A batch: equally long lists of strings under the names id, text and those asked for as extra."""
 
-BATCH = 8192
+BATCH, _CHARACTERS = 8192, 4_000_000  # a batch holds at most so many records and so many characters
 _KINDS = {
     ".parquet": "parquet",
     ".jsonl": "jsonl",
@@ -58,7 +58,7 @@ def find(settings: CorpusSettings, base: Path) -> list[Path]:
 
 
 def read(settings: CorpusSettings, base: Path, extra: tuple[str, ...] = ()) -> Iterator[Columns]:
-    """Batches of at most 8192 records of all files. `extra` fields default to "". Errors: DataError."""
+    """Batches of the records of all files. `extra` fields default to "". Errors: DataError."""
     for path in find(settings, base):
         kind = _KINDS[path.suffix.lower()]
         if kind == "parquet":
@@ -67,14 +67,15 @@ def read(settings: CorpusSettings, base: Path, extra: tuple[str, ...] = ()) -> I
         rows = _jsonl(path, settings, extra) if kind == "jsonl" else _text(path, extra)
         names = ("id", "text", *extra)
         batch: Columns = {name: [] for name in names}
-        some = False
+        some, size = False, 0
         for row in rows:
             some = True
             for name, value in zip(names, row, strict=True):
                 batch[name].append(value)
-            if len(batch["id"]) == BATCH:
+            size += len(row[1])
+            if len(batch["id"]) == BATCH or size > _CHARACTERS:
                 yield batch
-                batch = {name: [] for name in names}
+                batch, size = {name: [] for name in names}, 0
         if not some:
             raise DataError(f"{path} holds no text; remove it from corpus.paths or fetch it again")
         if batch["id"]:
@@ -100,7 +101,7 @@ def _parquet(path: Path, settings: CorpusSettings, extra: tuple[str, ...]) -> It
             for offset in range(0, arrow.num_rows, BATCH):
                 part = arrow.slice(offset, BATCH)
                 columns = {name: part.column(name).to_pylist() for name in wanted}
-                yield _checked(path, columns, start, settings, extra)
+                yield from _cut(_checked(path, columns, start, settings, extra))
                 start += part.num_rows
     except DataError:
         raise
@@ -140,6 +141,17 @@ def _checked(
             str(v) if v is not None else "" for v in columns.get(field, [None] * len(text))
         ]
     return batch
+
+
+def _cut(batch: Columns) -> Iterator[Columns]:
+    """The batch in parts of at most so many characters (a longer record is a part of its own)."""
+    start = size = 0
+    for row, text in enumerate(batch["text"]):
+        if size and size + len(text) > _CHARACTERS:
+            yield {name: column[start:row] for name, column in batch.items()}
+            start, size = row, 0
+        size += len(text)
+    yield {name: column[start:] for name, column in batch.items()}
 
 
 def _jsonl(

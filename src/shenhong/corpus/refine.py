@@ -10,6 +10,7 @@ not on the order of reading: records are compared in the order of their ids and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from shenhong.corpus.settings import CorpusSettings
 from shenhong.errors import DataError
 
 _VERSE = ("form", "title", "author", "prosody_text")
-_SORTED_AT_ONCE = 256 << 20  # bytes of the stage file that are sorted in memory at a time
+_SORTED_AT_ONCE = 96 << 20  # bytes of text that are sorted in memory at a time
 
 Log = Callable[[str], None]
 
@@ -286,7 +287,7 @@ def _batches(stage: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
     """The stage file in its order: the number of the first record, and the records."""
     start = 0
     with pq.ParquetFile(stage) as file:
-        for batch in file.iter_batches(batch_size=8192, columns=["text"]):
+        for batch in file.iter_batches(batch_size=1024, columns=["text"]):
             yield start, batch
             start += batch.num_rows
 
@@ -306,24 +307,33 @@ def _write(names: pa.Array, part: np.ndarray, stage: Path, out: Path) -> dict[st
     from shenhong.corpus.frames import daft
 
     chosen = daft.from_arrow(pa.table({"id": names, "part": pa.array(part, pa.int8())}))
-    frame = daft.read_parquet(str(stage)).join(chosen, on="id")
-    ranges = -(-stage.stat().st_size // _SORTED_AT_ONCE)
+    frame = daft.read_parquet(str(stage)).join(chosen.where("part >= 0"), on="id")
+    metadata = pq.read_metadata(stage)
+    size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    ranges = -(-size // _SORTED_AT_ONCE)
     ordered = names.take(pc.sort_indices(names))
     bounds = [ordered[len(ordered) * i // ranges].as_py() for i in range(1, ranges)]
     schema = pq.read_schema(stage)
-    written = {}
-    for number, name in enumerate(split.NAMES):
-        count = {"records": 0, "characters": 0}
-        with pq.ParquetWriter(out / f"{name}.parquet", schema, compression="zstd") as writer:
-            for low, high in zip([None, *bounds], [*bounds, None], strict=True):
-                rows = frame.where(daft.col("part").is_in([number]))
-                if low is not None:
-                    rows = rows.where(daft.col("id") >= low)
-                if high is not None:
-                    rows = rows.where(daft.col("id") < high)
-                table = rows.select(*schema.names).sort("id").to_arrow().cast(schema)
-                writer.write_table(table)
-                count["records"] += table.num_rows
-                count["characters"] += pc.sum(pc.utf8_length(table["text"])).as_py() or 0
-        written[name] = count
+    written = {name: {"records": 0, "characters": 0} for name in split.NAMES}
+    with contextlib.ExitStack() as files:
+        writers = [
+            files.enter_context(
+                pq.ParquetWriter(out / f"{name}.parquet", schema, compression="zstd")
+            )
+            for name in split.NAMES
+        ]
+        for low, high in zip([None, *bounds], [*bounds, None], strict=True):
+            rows = frame
+            if low is not None:
+                rows = rows.where(daft.col("id") >= low)
+            if high is not None:
+                rows = rows.where(daft.col("id") < high)
+            table = rows.sort("id").to_arrow()
+            for number, name in enumerate(split.NAMES):
+                own = (
+                    table.filter(pc.equal(table["part"], number)).select(schema.names).cast(schema)
+                )
+                writers[number].write_table(own)
+                written[name]["records"] += own.num_rows
+                written[name]["characters"] += pc.sum(pc.utf8_length(own["text"])).as_py() or 0
     return written

@@ -14,6 +14,7 @@ import functools
 import numpy as np
 
 CHARACTERS, WORDS = 3, 5
+_GROUP = 2_000_000  # characters whose shingles are computed at a time
 _CHINESE_SHARE = 0.3  # of a text's letters: from here on it is compared by characters
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -88,6 +89,20 @@ def _polynomial(values: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Shingle hashes [S] of all texts in order, and offsets [N+1]: text n has [offsets[n], offsets[n+1])."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for text in texts:  # the arrays of one group are some 100 bytes a character
+        if size > _GROUP:
+            groups.append([])
+            size = 0
+        groups[-1].append(text)
+        size += len(text)
+    parts = [_shingles(group) for group in groups]
+    counts = np.concatenate([np.diff(offsets) for _, offsets in parts])
+    return np.concatenate([hashes for hashes, _ in parts]), np.concatenate([[0], np.cumsum(counts)])
+
+
+def _shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     codes, text_of = _codes(texts)
     letter = _letters()[codes]
     chinese = letter & (((codes >= 0x3400) & (codes <= 0x9FFF)) | (codes >= 0x20000))
