@@ -84,9 +84,6 @@ static inline void turn(float* x, const Attention& t, int64_t position, float di
     }
 }
 
-template <class T> static inline void prefetch(const T* p, int64_t n) {
-    for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i);
-}
 template <class T> static inline void unpack(float* out, const T* in, int64_t n, float scale = 1) {
     for (int64_t i = 0; i < n; i += W) store_up_to(out + i, load_up_to(in + i, n - i) * scale, n - i);
 }

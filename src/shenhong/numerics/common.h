@@ -84,6 +84,10 @@ static inline void store(bf16* p, vf x) {
 #endif
 }
 
+template <class T> static inline void prefetch(const T* p, int64_t n) {
+    for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i);
+}
+
 // n < W values; the rest of the vector is `fill`.
 template <class T> static inline vf load_part(const T* p, int64_t n, float fill = 0) {
     float x[W];

@@ -65,12 +65,15 @@ static void gated_backward(const T* gate_up, const float* gates, const int32_t* 
 template <class T>
 static void combine(const T* x, const int32_t* slot, T* y, int64_t tokens, int64_t dim, int chosen, int threads) {
     parallel_rows(tokens, threads, [&](int64_t begin, int64_t end, int) {
-        for (int64_t n = begin; n < end; n++)
+        for (int64_t n = begin; n < end; n++) {
+            // A token's rows lie anywhere among the experts' segments: ask for them some tokens early.
+            for (int k = 0; k < chosen && n + 8 < end; k++) prefetch(x + slot[(n + 8) * chosen + k] * dim, dim);
             for (int64_t i = 0; i < dim; i += W) {
                 vf total{};
                 for (int k = 0; k < chosen; k++) total += load_up_to(x + slot[n * chosen + k] * dim + i, dim - i);
                 store_up_to(y + n * dim + i, total, dim - i);
             }
+        }
     });
 }
 
