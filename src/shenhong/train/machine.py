@@ -16,6 +16,8 @@ import torch
 
 from shenhong.train.settings import TrainSettings
 
+CLEARLY = 0.9  # a setting must be this much faster to displace the usual one: trials are noisy
+
 
 def cores() -> int:
     """Cores this process may use (an affinity mask or container limit counts)."""
@@ -76,9 +78,10 @@ def choose(
     best = (threads[0], dtypes[0], kernels[0])
     choices: tuple[list[Any], ...] = (threads, dtypes, kernels)
     for place, values in enumerate(choices):
-        options = [(*best[:place], value, *best[place + 1 :]) for value in values]
-        if len(options) > 1:
-            best = min(options, key=lambda option: seconds(*option))
+        for value in values[1:]:
+            other = (*best[:place], value, *best[place + 1 :])
+            if seconds(*other) < CLEARLY * seconds(*best):
+                best = other
     return {
         "threads": best[0],
         "dtype": str(best[1]).removeprefix("torch."),
