@@ -5,8 +5,10 @@
 The texts pass through in batches and rest on disk between the steps; memory holds, for each record
 that passed the rules, its id and 180 bytes (digest and band keys), and the shingles of those records
 that have a near-duplicate candidate, and while writing the texts of one range of ids (96 MB). Measured
-peaks: 140 MB of long documents 0.66 GB, the 311,855 poems 0.69 GB, most of it libraries. The result depends on the records, the settings and the seed, and
-not on the order of reading: records are compared in the order of their ids and written sorted by id.
+peaks: 140 MB of long documents 0.66 GB, the 311,855 poems 0.69 GB.
+
+The result depends on the records, the settings and the seed, and not on the order of reading: records
+are compared in the order of their ids and written sorted by id.
 """
 
 from __future__ import annotations
