@@ -180,3 +180,13 @@ def test_too_little_text():
 def test_half_a_surrogate_pair_is_refused(poet):
     with pytest.raises(RequestError, match="character 2 is half of a surrogate pair"):
         poet.encode("长\ud800")
+
+
+def test_a_model_of_simplified_text_understands_traditional_messages(tmp_path):
+    texts = [chr(c) * 20 for c in range(0x4E00, 0x4E00 + 80)] + ["长城" * 20]
+    tokenizer = train(texts, TokenizerSettings(vocab_size=320, isolate_ideographs=True))
+    assert tokenizer.encode_prompt("長城") != tokenizer.encode_prompt("长城")
+    tokenizer.simplify = True
+    tokenizer.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.encode_prompt("長城") == loaded.encode_prompt("长城")

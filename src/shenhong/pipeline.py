@@ -53,7 +53,7 @@ def run(recipe: Recipe, path: Path, until: str | None = None) -> None:
             _freeze_recipe(opened, recipe)
         context = Context(recipe, Path(path), mesh, opened)
         for name, stage in STAGES.items():
-            done = mesh.share(opened.done(name) if opened else None)
+            done = mesh.share(_done(opened, name) if opened else None)
             if not done and (mesh.leads or name == "train"):
                 _perform(context, name, stage)
             mesh.barrier()
@@ -74,13 +74,26 @@ def _perform(context: Context, name: str, stage: Callable[[Context], dict[str, A
         outputs.update(stage(context))
 
 
+def _done(run: Run, name: str) -> bool:
+    """Whether a stage is finished and its output still there: messages advise to remove what is damaged."""
+    if not run.done(name):
+        return False
+    if name == "train" and not (run.path / "model").exists():  # checkpoints are needed until then
+        from shenhong.train import checkpoint
+
+        last = run.manifest["train"]["steps"]
+        return checkpoint.folder_of(run.path / "checkpoints", last).exists()
+    return name == "train" or (run.path / OUTPUTS[name]).exists()
+
+
 def _freeze_recipe(run: Run, recipe: Recipe) -> None:
     """The run keeps its own copy; another recipe for the same folder is refused, naming what differs."""
     file = run.path / "recipe.toml"
     if not file.exists():
-        atomic_write(file, recipe.dump())
+        # The manifest first: it is what makes the folder a run, so a kill in between is mended here.
         run.manifest.update(name=recipe.name, seed=recipe.seed, shenhong=__version__)
         run.save()
+        atomic_write(file, recipe.dump())
         return
     frozen = load_frozen(run.path)
     ours, theirs = _flat(recipe.model_dump(mode="json")), _flat(frozen.model_dump(mode="json"))
@@ -127,7 +140,10 @@ def _tokenizer(context: Context) -> dict[str, Any]:
     from shenhong.tokenizer import build
 
     with atomic_folder(context.path / "tokenizer") as folder:
-        return build(context.path / "corpus", folder, context.recipe.tokenizer, context.say)
+        recipe = context.recipe
+        return build(
+            context.path / "corpus", folder, recipe.tokenizer, context.say, recipe.corpus.simplify
+        )
 
 
 def _tokens(context: Context) -> dict[str, Any]:
@@ -270,6 +286,13 @@ STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
     "report": _report,
 }
 
+OUTPUTS = {
+    **{name: name for name in ("corpus", "tokenizer", "tokens", "model")},
+    "train": "checkpoints",
+    "evaluate": "evaluation.json",
+    "report": "report.html",
+}
+
 
 # ------------------------------------------------------------------------------------------ for the verbs
 
@@ -291,7 +314,7 @@ def summary(path: Path) -> str:
     """The headline measures of a run and where its report is, in a few lines."""
     path = Path(path)
     if not (path / "report.html").exists():
-        done = [name for name in STAGES if (path / name).exists()]
+        done = [name for name in STAGES if (path / OUTPUTS[name]).exists()]
         return (
             f"{path}: done so far: {', '.join(done) or 'nothing'}; 'shenhong train {path}' goes on"
         )

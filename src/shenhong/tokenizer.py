@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as _Backend
 
-from shenhong.corpus.normalise import IDEOGRAPH
+from shenhong.corpus.normalise import IDEOGRAPH, normalise
 from shenhong.errors import DataError, ModelError, RequestError
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
@@ -163,8 +163,9 @@ def _condensed(texts: Iterable[str]) -> list[str]:
 class Tokenizer:
     """A tokenizer with the special tokens above. Ids are below `vocab_size`."""
 
-    def __init__(self, backend: _Backend) -> None:
+    def __init__(self, backend: _Backend, simplify: bool = False) -> None:
         self.backend = backend
+        self.simplify = simplify  # the corpus was simplified, so messages are too
         ids = {token: backend.token_to_id(token) for token in SPECIAL}
         for token, number in ids.items():
             if number is None:
@@ -187,7 +188,8 @@ class Tokenizer:
                 f"cannot read {path} ({error}); run the tokenizer stage again"
             ) from None
         try:
-            return cls(_Backend.from_str(text))
+            config = json.loads((Path(folder) / "tokenizer_config.json").read_bytes())
+            return cls(_Backend.from_str(text), bool(config.get("simplify")))
         except ModelError:
             raise
         except Exception as error:  # the library raises bare Exception
@@ -210,6 +212,8 @@ class Tokenizer:
             "model_max_length": 1 << 20,
             "chat_template": CHAT_TEMPLATE,
         }
+        if self.simplify:
+            config["simplify"] = True
         contents = (
             self.backend.to_str(pretty=False),
             json.dumps(config, ensure_ascii=False, indent=2) + "\n",
@@ -245,6 +249,7 @@ class Tokenizer:
 
     def encode_prompt(self, message: str) -> list[int]:
         """Ids of the chat template for one user message, up to where the answer begins."""
+        message = normalise(message) if self.simplify else message
         return [self.bos_id, self.user_id, *self.encode(message), self.assistant_id]
 
     def encode_many(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -327,9 +332,15 @@ def _byte_alphabet() -> dict[int, str]:
 
 
 def build(
-    corpus_dir: Path, out: Path, settings: TokenizerSettings, log: Callable[[str], None]
+    corpus_dir: Path,
+    out: Path,
+    settings: TokenizerSettings,
+    log: Callable[[str], None],
+    simplify: bool = False,
 ) -> dict:
     """The tokenizer stage: train on the training split, save to `out`, return what was measured.
+
+    `simplify`: the corpus was turned into simplified Chinese, and so shall messages be.
 
     Prompts are part of the training text. Errors: DataError (no corpus, too little text).
     """
@@ -343,6 +354,7 @@ def build(
     texts = table["text"].to_pylist()
     prompts = [prompt for prompt in table["prompt"].to_pylist() if prompt]
     tokenizer = train(itertools.chain(texts, prompts), settings)
+    tokenizer.simplify = simplify
     tokenizer.save(out)
     sample = texts[:: max(1, len(texts) // 20_000)]
     ids, _ = tokenizer.encode_many(sample)

@@ -24,7 +24,7 @@ _SHAPES = {
     )
     for (characters, lines), form in FORMS.items()
 }
-_DAMAGE = re.compile(r"[□○〇▢●�\[\]{}()（）〔〕【】<>〈〉｛｝/A-Za-z0-9\ue000-\uf8ff⿰-⿻]")
+_DAMAGE = re.compile(r"[□囗○〇▢●�\[\]{}()（）〔〕【】<>〈〉｛｝/A-Za-z0-9\ue000-\uf8ff⿰-⿻]")
 
 # What editors add around a title: notes in brackets, 其一, 三首, and a number after a space.
 _NOTE = re.compile(r"[（(\[{〖〔【][^）)\]}〗〕】]*(?:[）)\]}〗〕】]|$)")
