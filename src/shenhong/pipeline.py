@@ -11,6 +11,9 @@ report      show                                                   report.html, 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import json
 import sys
 import time
@@ -72,6 +75,7 @@ def _perform(context: Context, name: str, stage: Callable[[Context], dict[str, A
     context.say(f"[{list(STAGES).index(name) + 1}/{len(STAGES)}] {name}")
     with context.run.stage(name) as outputs:
         outputs.update(stage(context))
+    _give_memory_back()
 
 
 def _done(run: Run, name: str) -> bool:
@@ -84,6 +88,16 @@ def _done(run: Run, name: str) -> bool:
         last = run.manifest["train"]["steps"]
         return checkpoint.folder_of(run.path / "checkpoints", last).exists()
     return name == "train" or (run.path / OUTPUTS[name]).exists()
+
+
+def _give_memory_back() -> None:
+    """What a stage freed goes back to the system, so that peaks of stages do not add up."""
+    import pyarrow
+
+    gc.collect()
+    pyarrow.default_memory_pool().release_unused()
+    with contextlib.suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _freeze_recipe(run: Run, recipe: Recipe) -> None:
