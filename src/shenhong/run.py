@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import time
@@ -25,10 +26,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from shenhong import __version__
 from shenhong.errors import RunError
 
 FORMAT = 1  # of the manifest; another number is another layout, and is refused
+_OURS = re.compile(r"\.lock|\.manifest\.json\.\d+\.tmp")  # all there is before a manifest
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -77,10 +81,11 @@ def atomic_folder(final: Path) -> Iterator[Path]:
             os.replace(final, aside)
         os.replace(temporary, final)
         shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps "no space left" in its own
         shutil.rmtree(temporary, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
         raise RunError(
-            f"cannot write {final}: {error.strerror}; free space or choose another --run folder"
+            f"cannot write {final}: {reason}; free space or choose another --run folder"
         ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -113,17 +118,18 @@ class Run:
                 raise RunError(
                     f"{self.path} is not a run folder: it has no manifest.json; start one with 'shenhong train RECIPE'"
                 )
-            # Anything else under this name belongs to someone: never write into it.
-            if self.path.exists() and any(p.name not in {".lock"} for p in self.path.iterdir()):
-                raise RunError(
-                    f"{self.path} exists and is not a run folder; choose another --run folder"
-                )
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
+                present = [p.name for p in self.path.iterdir() if not _OURS.fullmatch(p.name)]
             except OSError as error:
                 raise RunError(
                     f"cannot make {self.path}: {error.strerror}; choose another --run folder"
                 ) from error
+            # Anything else under this name belongs to someone: never write into it.
+            if present:
+                raise RunError(
+                    f"{self.path} exists and is not a run folder; choose another --run folder"
+                )
         self._lock = self._acquire() if write else None
         self.manifest: dict[str, Any] = {
             "format": FORMAT,
@@ -135,13 +141,19 @@ class Run:
             if manifest.exists():
                 self.manifest = self._read(manifest)
             if write:
+                self._sweep()
                 self._mend_events()
         except BaseException:
             self.close()
             raise
 
     def _acquire(self) -> int:
-        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self.path / '.lock'}: {error.strerror}; choose another --run folder"
+            ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -150,8 +162,9 @@ class Run:
             raise RunError(
                 f"{self.path} is in use by process {owner or 'unknown'}; wait for it or choose another --run folder"
             ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, only unsigned
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
         return lock
 
     def _read(self, manifest: Path) -> dict[str, Any]:
@@ -168,6 +181,15 @@ class Run:
                 f"{self.path} was written in run format {found}, this version reads {FORMAT}; use the version that wrote it ({content.get('shenhong', 'unknown')}) or another --run folder"
             )
         return content
+
+    def _sweep(self) -> None:
+        """Clear what a killed writer left: remove the half-written, put back what had stepped aside."""
+        for folder in (self.path, self.path / "checkpoints"):
+            for left in folder.glob(".*.tmp"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            for aside in folder.glob(".*.old"):
+                final = folder / aside.name[1 : -len(".old")]
+                shutil.rmtree(aside) if final.exists() else os.replace(aside, final)
 
     def _mend_events(self) -> None:
         """A kill inside an append leaves half a line; cut it, so that every line parses."""
@@ -225,10 +247,13 @@ class Run:
         start = time.monotonic()
         try:
             yield outputs
-        finally:
+        except BaseException:
             # A stage stopped by Ctrl-C still tells what it cost; a killed one cannot.
-            seconds = before + time.monotonic() - start
-            stages[name]["seconds"] = round(seconds, 3)
+            stages[name]["seconds"] = round(before + time.monotonic() - start, 3)
+            with contextlib.suppress(RunError):  # the disk may be full; what stopped us says so
+                self.save()
+            raise
+        seconds = before + time.monotonic() - start
         stages[name] = {
             "state": "done",
             "seconds": round(seconds, 3),

@@ -38,7 +38,7 @@ class Progress:
     seconds: float = 0.0  # of training so far, for display only
 
 
-def _folder(root: Path, step: int) -> Path:
+def folder_of(root: Path, step: int) -> Path:
     return root / f"step-{step:06d}"
 
 
@@ -48,7 +48,8 @@ def _fingerprint(state: Mapping[str, object]) -> str:
 
 def saved(root: Path) -> list[Path]:
     """Whole checkpoints, oldest first (unfinished ones carry a dot in front)."""
-    return sorted(root.glob("step-*"))
+    found = (path for path in root.glob("step-*") if path.name[5:].isdecimal())
+    return sorted(found, key=lambda path: int(path.name[5:]))
 
 
 def save(
@@ -58,14 +59,11 @@ def save(
     optimizer: dict[str, torch.Tensor],
 ) -> Path:
     """Write a checkpoint; returns its folder. Error: RunError when the disk is full."""
-    final = _folder(root, progress.step)
+    final = folder_of(root, progress.step)
     with atomic_folder(final) as folder:
         hashes = {}
         for name, tensors in (("model.safetensors", model), ("optimizer.safetensors", optimizer)):
-            try:
-                save_file({k: v.detach().contiguous() for k, v in tensors.items()}, folder / name)
-            except SafetensorError as error:  # the library wraps "no space left" in its own error
-                raise OSError(28, f"{error}") from error
+            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, folder / name)
             hashes[name] = digest(folder / name)
         state = {
             "progress": asdict(progress),
@@ -105,7 +103,7 @@ def load_newest(
                     f"{folder / name} is damaged (its SHA-256 is not the one recorded); {remedy}"
                 )
             tensors.append(load_file(folder / name))
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder} is damaged ({type(error).__name__}: {error}); {remedy}"
         ) from None
