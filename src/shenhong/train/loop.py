@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from shenhong.errors import TrainingError
+from shenhong.errors import CheckpointError, TrainingError
 from shenhong.model import Decoder, ModelConfig
 from shenhong.parallel import Mesh
 from shenhong.run import Run
@@ -81,12 +81,19 @@ def train(
     if mesh.leads:
         _say_what_differs(choice)
     trainer = make(budget.apply(choice))
+    torch.manual_seed(seed)  # measuring and making models have drawn from it
     root = path / "checkpoints"
     progress = checkpoint.Progress()
     if found := checkpoint.load_newest(root):
         progress, weights, optimizer = found
-        trainer.model.load_state_dict(weights)
-        trainer.optimizer.load(optimizer)
+        try:
+            trainer.model.load_state_dict(weights)
+            trainer.optimizer.load(optimizer)
+        except (RuntimeError, KeyError):
+            newest = checkpoint.saved(root)[-1]
+            raise CheckpointError(
+                f"{newest} is of another model than {path / 'recipe.toml'} describes; remove it"
+            ) from None
     steps = plan["train"]["steps"]
     looks = {
         max(1, round(i * settings.valid_every * steps))
@@ -94,10 +101,11 @@ def train(
     } | {steps}
 
     def save() -> None:
+        weights = trainer.model.state_dict()
+        if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+            raise _failure(f"step {progress.step}: a weight is no longer a finite number", root)
         if mesh.leads:
-            checkpoint.save(
-                root, progress, trainer.model.state_dict(), dict(trainer.optimizer.state())
-            )
+            checkpoint.save(root, progress, weights, dict(trainer.optimizer.state()))
 
     with Stop() as stop, Display(steps, progress.step, mesh.leads) as display:
         saved_at = begun = time.monotonic()
@@ -125,12 +133,11 @@ def train(
             wanted = mesh.share(
                 [stop.wanted, time.monotonic() - saved_at > settings.checkpoint_seconds]
             )
-            if any(wanted) and progress.step < steps:
+            if any(wanted) or progress.step == steps:
                 save()
                 saved_at = time.monotonic()
-            if wanted[0] and progress.step < steps:
+            if wanted[0]:
                 raise KeyboardInterrupt(f"at step {progress.step} of {steps}, checkpoint saved")
-        save()
     return trainer.model
 
 
@@ -147,23 +154,27 @@ def _say_what_differs(choice: dict[str, Any]) -> None:
 
 def _guard(progress: checkpoint.Progress, result: StepResult, spike: float, root: Path) -> None:
     """Stop on a NaN or a loss far above its running mean. Error: TrainingError."""
-    loss, mean = result.loss, progress.loss_mean
+    loss, mean, step = result.loss, progress.loss_mean, progress.step + 1
+    if not (math.isfinite(loss) and math.isfinite(result.grad_norm)):
+        raise _failure(
+            f"step {step}: the loss is {loss}, the gradient norm {result.grad_norm}", root
+        )
+    if mean is not None and step > GUARD_AFTER and loss > mean + spike:
+        raise _failure(
+            f"step {step}: the loss jumped to {loss:.2f} from a mean of {mean:.2f} nats per token",
+            root,
+        )
+    progress.loss_mean = loss if mean is None else 0.95 * mean + 0.05 * loss
+
+
+def _failure(what: str, root: Path) -> TrainingError:
     kept = checkpoint.saved(root)
     where = (
         f"the last good checkpoint, {kept[-1]}, is kept"
         if kept
         else "no checkpoint was written yet"
     )
-    remedy = f"{where}; lower train.lr or train.vector_lr in a new run"
-    if not (math.isfinite(loss) and math.isfinite(result.grad_norm)):
-        raise TrainingError(
-            f"step {progress.step + 1}: the loss is {loss}, the gradient norm {result.grad_norm}; {remedy}"
-        )
-    if mean is not None and progress.step >= GUARD_AFTER and loss > mean + spike:
-        raise TrainingError(
-            f"step {progress.step + 1}: the loss jumped to {loss:.2f} from a mean of {mean:.2f} nats per token; {remedy}"
-        )
-    progress.loss_mean = loss if mean is None else 0.95 * mean + 0.05 * loss
+    return TrainingError(f"{what}; {where}; lower train.lr or train.vector_lr in a new run")
 
 
 def _report(
