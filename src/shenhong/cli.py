@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,19 @@ from shenhong import __version__
 from shenhong.errors import ShenhongError
 
 POET = "recipes/poet.toml"
+STAGES = ("corpus", "tokenizer", "tokens", "train", "model", "evaluate", "report")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 2 for an error a person can mend, 130 after Ctrl-C."""
-    options = parser().parse_args(arguments)
     try:
-        return options.verb(options) or 0
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ask for an orderly stop
+        options = parser().parse_args(arguments)
+        options.verb(options)
+        sys.stdout.flush()  # a reader who left shows here, and not at exit
+        return 0
     except ShenhongError as error:
-        print(f"shenhong: {error}", file=sys.stderr)
+        print(f"shenhong: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(
@@ -36,7 +41,22 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of our output left, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 128 + signal.SIGPIPE
+    except OSError as error:  # a file that no stage speaks for
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"shenhong: {where}{error.strerror or error}; check its permissions and the disk",
+            file=sys.stderr,
+        )
+        return 2
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or action.default is False or action.default == []
+        return action.help if silent else super()._get_help_string(action)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
             epilog=f"example: {example}",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Help,
         )
         sub.set_defaults(verb=function)
         return sub
@@ -90,9 +110,7 @@ def parser() -> argparse.ArgumentParser:
     trainer.add_argument(
         "--run", type=Path, default=None, help="folder of the run (default: runs/NAME)"
     )
-    trainer.add_argument(
-        "--until", choices=_stage_names(), default=None, help="stop after this stage"
-    )
+    trainer.add_argument("--until", choices=STAGES, default=None, help="stop after this stage")
     trainer.add_argument(
         "--set",
         dest="changes",
@@ -151,27 +169,28 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _number(kind: Any, text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a number") from None
+
+
 def _positive(text: str) -> float:
-    value = float(text)
+    value = _number(float, text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above zero")
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text)
+    value = _number(int, text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is below one")
     return value
 
 
-def _stage_names() -> tuple[str, ...]:
-    from shenhong.pipeline import STAGES
-
-    return tuple(STAGES)
-
-
-def quickstart(options: argparse.Namespace) -> int:
+def quickstart(options: argparse.Namespace) -> None:
     from shenhong import pipeline
     from shenhong.recipe import load
 
@@ -186,13 +205,13 @@ def quickstart(options: argparse.Namespace) -> int:
         print(f"\n{title}\n{poem}")
     print()
     print(pipeline.summary(run_path))
-    return 0
 
 
-def train(options: argparse.Namespace) -> int:
+def train(options: argparse.Namespace) -> None:
     from shenhong import pipeline
     from shenhong.errors import RecipeError
     from shenhong.recipe import load
+    from shenhong.run import Run
 
     source = options.source
     if source.is_dir():
@@ -200,16 +219,16 @@ def train(options: argparse.Namespace) -> int:
             raise RecipeError(
                 f"{source} is a run folder with its recipe frozen; --set and --run go with a recipe file"
             )
-        recipe, run_path = load(source / "recipe.toml"), source
+        with Run(source):  # says first whether this is a run, free, and of this version
+            recipe, run_path = pipeline.load_frozen(source), source
     else:
         recipe = load(source, options.changes)
         run_path = options.run or Path("runs") / recipe.name
     pipeline.run(recipe, run_path, until=options.until)
     print(pipeline.summary(run_path))
-    return 0
 
 
-def generate(options: argparse.Namespace) -> int:
+def generate(options: argparse.Namespace) -> None:
     prompt = f"{options.form} {options.prompt}" if options.form else options.prompt
     answers = _answers(
         options.model,
@@ -224,7 +243,6 @@ def generate(options: argparse.Namespace) -> int:
         print(json.dumps({"prompt": prompt, "answers": answers}, ensure_ascii=False))
     else:
         print("\n\n".join(answers))
-    return 0
 
 
 def _answers(
@@ -243,7 +261,7 @@ def _answers(
     return open_writer(model).answer(prompts, max_tokens, sampling, seed)
 
 
-def evaluate(options: argparse.Namespace) -> int:
+def evaluate(options: argparse.Namespace) -> None:
     from shenhong import pipeline
 
     measures = pipeline.evaluate_again(options.model)
@@ -252,10 +270,9 @@ def evaluate(options: argparse.Namespace) -> int:
         if options.json
         else pipeline.summary(options.model)
     )
-    return 0
 
 
-def info(options: argparse.Namespace) -> int:
+def info(options: argparse.Namespace) -> None:
     from shenhong.models import facts as facts_of
 
     facts = facts_of(options.model)
@@ -265,7 +282,6 @@ def info(options: argparse.Namespace) -> int:
         width = max(len(key) for key in facts)
         for key, value in facts.items():
             print(f"{key:{width}}  {value}")
-    return 0
 
 
 if __name__ == "__main__":
