@@ -11,7 +11,8 @@ and gathers texts of one length in a row.)
 
 tokens/*.safetensors hold `tokens` [R, T] (uint16, or int32 above 65,536 entries) and `counted` [R, T]
 (uint8): 1 where the token is a target that counts in the loss: not BOS, not padding, not the prompt.
-The metadata has the numbers of documents, of counted tokens and of characters counted.
+The metadata has the number of characters counted: one entry, as the library writes several in random
+order, and equal corpora must give equal files.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def pack(
             "characters": sum(map(len, texts)),
             "fill": round(float((tokens != tokenizer.pad_id).mean()), 5),
         }
-        metadata = {key: str(value) for key, value in facts[name].items()}
+        metadata = {"characters": str(facts[name]["characters"])}
         _write(out / f"{name}.safetensors", save({"tokens": tokens, "counted": counts}, metadata))
         log(
             f"pack {name}: {len(texts):,} texts in {len(tokens):,} rows of {sequence_length}, "
