@@ -1,0 +1,96 @@
+"""What all tests share: quiet threads, and one tiny run of the whole pipeline on real poems."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+# Child processes inherit these: no telemetry, and threads that wait do not spin on a busy machine.
+os.environ["DO_NOT_TRACK"] = "true"
+os.environ["GOMP_SPINCOUNT"] = "100"
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+POEMS = Path(__file__).parents[1] / "data" / "poetry" / "poems.parquet"
+
+RECIPE = """
+name = "tiny"
+seed = 3
+[corpus]
+kind = "verse"
+paths = ["poems.jsonl"]
+held_out = 0.1
+[tokenizer]
+vocab_size = 1024
+isolate_ideographs = true
+[model]
+hidden_size = 32
+num_hidden_layers = 2
+intermediate_size = 64
+num_attention_heads = 2
+q_lora_rank = 16
+kv_lora_rank = 16
+qk_nope_head_dim = 16
+qk_rope_head_dim = 8
+v_head_dim = 16
+n_routed_experts = 4
+moe_intermediate_size = 16
+max_position_embeddings = 128
+[train]
+steps = 16
+batch_tokens = 512
+micro_tokens = 256
+sequence_length = 128
+mtp_start = 0.5
+dtype = "float32"
+threads = 1
+kernels = true
+valid_rows = 2
+checkpoint_seconds = 1e-6
+[evaluate]
+titles = 4
+"""
+
+
+def shenhong(*arguments: object) -> list[str]:
+    """The command line of a real process."""
+    return [sys.executable, "-m", "shenhong.cli", *map(str, arguments)]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A recipe small enough for tests, and a finished run of it that no test may change."""
+
+    recipe: Path
+    run: Path
+    printed: str
+    said: str
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of every stage: some hundred real poems, raw as they are, and a model of a second."""
+    folder = tmp_path_factory.mktemp("tiny")
+    poems = next(pq.ParquetFile(POEMS).iter_batches(batch_size=500)).to_pylist()
+    lines = (json.dumps(poem, ensure_ascii=False) + "\n" for poem in poems)
+    (folder / "poems.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "tiny.toml").write_text(RECIPE, encoding="utf-8")
+    return folder / "tiny.toml"
+
+
+@pytest.fixture(scope="session")
+def tiny(recipe: Path) -> Tiny:
+    """The run that nothing interrupted."""
+    run = recipe.parent / "whole"
+    command = shenhong("train", recipe, "--run", run)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return Tiny(recipe, run, done.stdout, done.stderr)
