@@ -17,7 +17,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -199,7 +198,10 @@ class Tokenizer:
             ) from None
 
     def save(self, folder: Path) -> None:
-        """tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them."""
+        """tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them.
+
+        Error: OSError when the disk is full; callers write the folder whole or not at all.
+        """
         folder = Path(folder)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -219,17 +221,9 @@ class Tokenizer:
             json.dumps(config, ensure_ascii=False, indent=2) + "\n",
             CHAT_TEMPLATE,
         )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, content in zip(_FILES, contents, strict=True):
-                temporary = folder / f".{name}.{os.getpid()}.tmp"
-                with open(temporary, "w", encoding="utf-8") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, folder / name)
-        except OSError as error:
-            raise DataError(f"cannot write {folder}: {error.strerror}; free space") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in zip(_FILES, contents, strict=True):
+            (folder / name).write_text(content, encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone, no BOS. The names of special tokens in it are ordinary text.

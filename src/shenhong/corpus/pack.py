@@ -17,7 +17,6 @@ order, and equal corpora must give equal files.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,9 +36,13 @@ def pack(
     sequence_length: int,
     log: Callable[[str], None],
 ) -> dict:
-    """Write out/{train,valid,test}.safetensors; returns their counts. Errors: DataError, ModelError."""
+    """Write out/{train,valid,test}.safetensors; returns their counts.
+
+    Errors: DataError, ModelError; OSError when the disk is full.
+    """
     tokenizer = Tokenizer.load(Path(tokenizer_dir))
     out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
     facts = {}
     for name in NAMES:
         path = Path(corpus_dir) / f"{name}.parquet"
@@ -61,26 +64,13 @@ def pack(
             "fill": round(float((tokens != tokenizer.pad_id).mean()), 5),
         }
         metadata = {"characters": str(facts[name]["characters"])}
-        _write(out / f"{name}.safetensors", save({"tokens": tokens, "counted": counts}, metadata))
+        data = save({"tokens": tokens, "counted": counts}, metadata)
+        (out / f"{name}.safetensors").write_bytes(data)
         log(
             f"pack {name}: {len(texts):,} texts in {len(tokens):,} rows of {sequence_length}, "
             f"{facts[name]['fill']:.2%} full"
         )
     return facts
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"cannot write {path}: {error.strerror}; free space") from error
 
 
 def render(

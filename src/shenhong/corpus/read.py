@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def find(settings: CorpusSettings, base: Path) -> list[Path]:
     for path in found:
         if path.suffix.lower() not in _KINDS:
             raise DataError(f"cannot read {path}: use one of {', '.join(_KINDS)}")
+        if not os.access(path, os.R_OK):
+            raise DataError(f"may not read {path}; change its permissions (chmod +r)")
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty; remove it from corpus.paths or fetch it again")
     return sorted(found)

@@ -41,17 +41,12 @@ def refine(settings: CorpusSettings, base: Path, out: Path, seed: int, log: Log)
 
     Writes {train,valid,test}.parquet (columns id, prompt, text; verse: form, title, author,
     prosody_text) and report.json, whose content is returned.
-    Errors: DataError (a file is missing, empty or damaged; too little is left; the disk is full).
+    Errors: DataError (a file is missing, empty or damaged; too little is left); OSError (the disk is full).
     """
     out.mkdir(parents=True, exist_ok=True)
     stage = out / ".stage.parquet"
     try:
         return _refine(settings, base, out, stage, seed, log)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(
-            f"cannot write {out}: {reason}; free space or choose another run"
-        ) from error
     finally:
         stage.unlink(missing_ok=True)
 
