@@ -135,6 +135,7 @@ def test_a_reader_who_leaves_ends_it_silently(tiny: Tiny) -> None:
         shenhong("generate", tiny.run, "长城", "--n", 2, "--max-tokens", 8),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
     )
     assert writer.stdout and writer.stderr
     writer.stdout.close()
