@@ -218,7 +218,8 @@ def test_ctrl_c_and_sigterm_save_say_one_line_and_go_on_equal(tiny: Tiny, prepar
     process = Process(tiny.recipe, prepared)
     assert process.begun("evaluate")
     code, said = process.end(signal.SIGTERM)
-    assert code == 130 and "Traceback" not in said, said
+    # Python ends by SIGINT itself where the stop met an exec, as dataclasses run one when imported.
+    assert code in (130, -signal.SIGINT) and "Traceback" not in said, said  # a shell reads 130
     assert said.splitlines()[-1].startswith("shenhong: stopped; the same command goes on")
     assert main(["train", str(prepared)]) == 0
     assert_equal(prepared, tiny.run)
