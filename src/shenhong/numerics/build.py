@@ -96,5 +96,13 @@ def build() -> Path:
     return target
 
 
+def main() -> None:
+    """Build at set-up time. Without a compiler that is no failure: PyTorch serves instead."""
+    try:
+        print(f"kernels: {build()}")
+    except BuildError as error:
+        print(f"no fused kernels ({error}): training runs in PyTorch, slower")
+
+
 if __name__ == "__main__":
-    print(build())
+    main()
