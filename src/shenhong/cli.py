@@ -198,7 +198,8 @@ def quickstart(options: argparse.Namespace) -> None:
     if options.seed is not None:
         changes.append(f"seed={options.seed}")
     run_path = options.run
-    pipeline.run(load(pipeline.bundled(POET), changes), run_path)
+    if not pipeline.run(load(pipeline.bundled(POET), changes), run_path):
+        return
     titles = ["七绝 长城", "五绝 春夜", "七律 江上", "五律 明月"]
     poems = _answers(run_path, titles, 256, 0.8, 0, 1.0, 0)
     for title, poem in zip(titles, poems, strict=True):
@@ -219,13 +220,13 @@ def train(options: argparse.Namespace) -> None:
             raise RecipeError(
                 f"{source} is a run folder with its recipe frozen; --set and --run go with a recipe file"
             )
-        with Run(source):  # says first whether this is a run, free, and of this version
-            recipe, run_path = pipeline.load_frozen(source), source
+        Run(source, write=False)  # says first whether this is a run, and of this version
+        recipe, run_path = pipeline.load_frozen(source), source
     else:
         recipe = load(source, options.changes)
         run_path = options.run or Path("runs") / recipe.name
-    pipeline.run(recipe, run_path, until=options.until)
-    print(pipeline.summary(run_path))
+    if pipeline.run(recipe, run_path, until=options.until):
+        print(pipeline.summary(run_path))
 
 
 def generate(options: argparse.Namespace) -> None:

@@ -14,6 +14,8 @@ from shenhong.model import ModelConfig
 from shenhong.model.counts import cache_numbers, forward_flops, parameters
 from shenhong.tokenizer import Tokenizer
 
+KEYS_SEEN = 64  # by a token on average, where a cost depends on it
+
 
 class Writer(NamedTuple):
     """A model that writes, and the tokenizer it reads with."""
@@ -68,7 +70,7 @@ def facts(path: Path) -> dict[str, Any]:
         "experts": f"{config.num_experts_per_tok} of {config.n_routed_experts} a token, {config.n_shared_experts} shared"
         if config.expert_layers
         else "none",
-        "forward FLOPs per token": round(forward_flops(config, 64)),
+        f"forward FLOPs per token ({KEYS_SEEN} keys seen)": round(forward_flops(config, KEYS_SEEN)),
         "cache bytes per token (bfloat16)": 2 * cache.mla * layers,
         "cache bytes per token of multi-head attention": 2 * cache.mha * layers,
         "context": config.max_position_embeddings,

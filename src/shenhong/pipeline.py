@@ -46,8 +46,11 @@ class Context:
             print(text, file=sys.stderr, flush=True)
 
 
-def run(recipe: Recipe, path: Path, until: str | None = None) -> None:
-    """Run every stage of ``recipe`` in the folder ``path`` that is not done; ``until`` is the last one."""
+def run(recipe: Recipe, path: Path, until: str | None = None) -> bool:
+    """Run every stage of ``recipe`` in the folder ``path`` that is not done; ``until`` is the last one.
+
+    Returns whether this process leads: of several, it alone speaks of the result.
+    """
     mesh = join()
     opened = None
     try:
@@ -66,6 +69,7 @@ def run(recipe: Recipe, path: Path, until: str | None = None) -> None:
         if opened:
             opened.close()
         leave()
+    return mesh.leads
 
 
 def _perform(context: Context, name: str, stage: Callable[[Context], dict[str, Any]]) -> None:
@@ -328,7 +332,8 @@ def summary(path: Path) -> str:
     """The headline measures of a run and where its report is, in a few lines."""
     path = Path(path)
     if not (path / "report.html").exists():
-        done = [name for name in STAGES if (path / OUTPUTS[name]).exists()]
+        opened = Run(path, write=False)
+        done = [name for name in STAGES if _done(opened, name)]
         return (
             f"{path}: done so far: {', '.join(done) or 'nothing'}; 'shenhong train {path}' goes on"
         )

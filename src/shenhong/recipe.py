@@ -24,7 +24,7 @@ from shenhong.train.settings import TrainSettings
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -167,7 +167,8 @@ def _explain(error: ValidationError) -> str:
     where = ".".join(
         str(part)
         for part in fault["loc"]
-        if part not in ("float", "int", "bool") and not str(part).startswith("literal")
+        if part not in ("float", "int", "bool")
+        and not str(part).startswith(("literal", "constrained"))
     )
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if fault["type"] == "extra_forbidden":

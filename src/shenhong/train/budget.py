@@ -1,9 +1,9 @@
 """From a time budget to a number of steps, on the machine at hand.
 
-Threads, dtype and kernels are chosen by timing a short piece of training; then whole steps, one look at
-held-out text and one checkpoint are timed as they will be run, and the steps that fit are counted. The
-answer is frozen into the manifest, so that the run is deterministic from there and its step count
-repeats it anywhere.
+Threads, dtype and kernels are chosen by timing a short piece of training; then whole steps and one look
+at held-out text are timed as they will be run, and the steps that fit are counted. The answer is
+frozen into the manifest, so that the run is deterministic from there and its step count repeats it
+anywhere.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def choose_machine(make: Make, mesh: Mesh) -> dict[str, Any]:
 
     def timed(threads: int, dtype: torch.dtype, kernels: bool) -> float:
         apply({"threads": threads, "kernels": kernels, "dtype": str(dtype).removeprefix("torch.")})
-        trainer = trainers.setdefault(dtype, make(dtype))
+        if dtype not in trainers:
+            trainers[dtype] = make(dtype)
+        trainer = trainers[dtype]
         # A quarter of a step shows the ratios; the first pass warms caches and compiled primitives up.
         trainer.rows_a_step = max(1, rows_a_step // (4 * mesh.size)) * mesh.size
         times = []
@@ -50,7 +52,9 @@ def choose_machine(make: Make, mesh: Mesh) -> dict[str, Any]:
 
     first = make(torch.float32)
     trainers[torch.float32], rows_a_step = first, first.rows_a_step
-    return machine.choose(first.settings, timed, mesh.size)
+    choice = machine.choose(first.settings, timed, mesh.size)
+    apply(choice)
+    return {**choice, "kernels": numerics.kernels_in_use()}  # wanted is not yet available
 
 
 def count_steps(

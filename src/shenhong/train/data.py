@@ -8,6 +8,7 @@ data cursor of a checkpoint is therefore the number of rows seen, and nothing el
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,12 +93,17 @@ def order(rows: int, seed: int, start: int, count: int) -> torch.Tensor:
     taken: list[torch.Tensor] = []
     while count > 0:
         epoch, offset = divmod(start, rows)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        part = torch.randperm(rows, generator=generator)[offset : offset + count]
+        part = _permutation(rows, seed, epoch)[offset : offset + count]
         taken.append(part)
         start += len(part)
         count -= len(part)
     return torch.cat(taken)
+
+
+@lru_cache(maxsize=2)  # the steps of an epoch share it
+def _permutation(rows: int, seed: int, epoch: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(rows, generator=generator)
 
 
 def seen_rows(rows: int, seed: int, count: int) -> torch.Tensor:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from shenhong import numerics
 from shenhong.errors import CheckpointError, TrainingError
 from shenhong.model import Decoder, ModelConfig
 from shenhong.parallel import Mesh
@@ -78,9 +79,9 @@ def train(
 
     plan = budget.plan(run, mesh, make, look, seconds)
     choice = plan["machine"]
-    if mesh.leads:
-        _say_what_differs(choice)
     trainer = make(budget.apply(choice))
+    if mesh.leads:
+        _say_what_differs(choice, mesh)
     torch.manual_seed(seed)  # measuring and making models have drawn from it
     root = path / "checkpoints"
     progress = checkpoint.Progress()
@@ -141,14 +142,16 @@ def train(
     return trainer.model
 
 
-def _say_what_differs(choice: dict[str, Any]) -> None:
+def _say_what_differs(choice: dict[str, Any], mesh: Mesh) -> None:
     """A run goes on anywhere, but only equal machines and versions repeat it to the last bit."""
-    now = machine.describe()
-    changed = [k for k in ("cpu", "torch", "device") if now[k] != choice[k]]
+    here = {"processes": mesh.size, "kernels": numerics.kernels_in_use()}
+    now = {**machine.describe(), **here}
+    changed = [k for k in ("cpu", "torch", "device", *here) if now[k] != choice[k]]
     if changed:
         told = ", ".join(f"{k} was {choice[k]}, is {now[k]}" for k in changed)
         print(
-            f"note: this run began elsewhere ({told}): the last bits will differ", file=sys.stderr
+            f"note: this run began under other conditions ({told}): the last bits will differ",
+            file=sys.stderr,
         )
 
 

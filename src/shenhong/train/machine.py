@@ -25,7 +25,7 @@ def cores() -> int:
 
 
 def device() -> torch.device:
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def fast_bfloat16() -> bool:

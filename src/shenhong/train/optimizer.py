@@ -98,7 +98,7 @@ class Optimizer:
                 self._adamw(names, lr, self.weight_decay if decayed else 0.0)
 
     def _adamw(self, names: list[str], lr: float, weight_decay: float) -> None:
-        steps = torch.tensor(float(self.steps))
+        steps = torch.tensor(float(self.steps), device=self.vectors[names[0]].device)
         torch._fused_adamw_(
             [self.vectors[n] for n in names],
             [self._gradient(n) for n in names],

@@ -108,7 +108,9 @@ class Trainer:
                 w * term / count for w, term, count in zip(weights, terms, counts, strict=False)
             )
             if self.settings.sequence_balance:
-                share = self.settings.sequence_balance / (len(batches) * self.mesh.size)
+                # Each pass gives a mean over its tokens; its weight is its part of the whole step.
+                tokens = self.rows_a_step * batch.row_length
+                share = self.settings.sequence_balance * len(batch.tokens_N) / tokens
                 loss = loss + share * sum(
                     (s.balance_loss for s in routing if s.balance_loss is not None),
                     torch.zeros((), device=self.device),
