@@ -136,12 +136,13 @@ def main() -> None:
     print(conditions(torch.get_num_threads(), dtype))
     seconds = options.minutes * 60
     curves: dict[str, Curve] = {}
+    recipes = {name: load(ROOT / "recipes" / f"{name}.toml") for name in ("poet", "poet-plain")}
     for name, minutes in (
         ("poet", options.minutes),
         ("poet", options.minutes / 3),
         ("poet-plain", options.minutes),
     ):
-        recipe = load(ROOT / "recipes" / f"{name}.toml")
+        recipe = recipes[name]
         config, settings = bench.config(recipe), recipe.train
         steps = round(minutes * 60 / step_seconds(bench, config, settings, dtype))
         label = name if minutes == options.minutes else f"{name}, a third of the time"

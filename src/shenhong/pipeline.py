@@ -11,9 +11,6 @@ report      show                                                   report.html, 
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import json
 import sys
 import time
@@ -24,6 +21,7 @@ from typing import Any
 
 from shenhong import __version__
 from shenhong.errors import RecipeError, RunError
+from shenhong.memory import give_back
 from shenhong.model import ModelConfig
 from shenhong.parallel import Mesh, join, leave
 from shenhong.recipe import Recipe, load
@@ -79,7 +77,7 @@ def _perform(context: Context, name: str, stage: Callable[[Context], dict[str, A
     context.say(f"[{list(STAGES).index(name) + 1}/{len(STAGES)}] {name}")
     with context.run.stage(name) as outputs:
         outputs.update(stage(context))
-    _give_memory_back()
+    give_back()
 
 
 def _done(run: Run, name: str) -> bool:
@@ -92,16 +90,6 @@ def _done(run: Run, name: str) -> bool:
         last = run.manifest["train"]["steps"]
         return checkpoint.folder_of(run.path / "checkpoints", last).exists()
     return name == "train" or (run.path / OUTPUTS[name]).exists()
-
-
-def _give_memory_back() -> None:
-    """What a stage freed goes back to the system, so that peaks of stages do not add up."""
-    import pyarrow
-
-    gc.collect()
-    pyarrow.default_memory_pool().release_unused()
-    with contextlib.suppress(OSError, AttributeError):  # glibc only
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _freeze_recipe(run: Run, recipe: Recipe) -> None:

@@ -71,7 +71,7 @@ def next_bias(bias_E: Tensor, stats: RouterStats, rule: Rule, rate: float, chose
         return bias_E + (rate * direction_E).to(bias_E.dtype)
     if rule != "quantile":
         raise ModelError(f'balance rule {rule!r}; choose "sign", "centred", "quantile" or "none"')
-    assert stats.margins_EQ is not None, "the quantile rule needs forward(..., margins=True)"
+    assert stats.margins_EQ is not None, "the quantile rule needs Observe(margins=True)"
     bias = -quantile(stats.margins_EQ, 1 - chosen / len(bias_E))
     return (bias - bias.mean()).to(bias_E.dtype)
 

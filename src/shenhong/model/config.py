@@ -215,7 +215,7 @@ class ModelConfig:
         for name, (wanted, default) in _ONLY.items():
             if values.get(name, default) not in wanted:
                 raise ModelError(
-                    f"{where}: {name} is {values[name]!r}; only {wanted[0]!r} is supported"
+                    f"{where}: {name} is {values.get(name)!r}; only {wanted[0]!r} is supported"
                 )
         heads = values.get("num_attention_heads")
         if values.get("num_key_value_heads", heads) not in (heads, None):

@@ -19,6 +19,7 @@ import torch
 
 from shenhong import numerics
 from shenhong.errors import CheckpointError, TrainingError
+from shenhong.memory import give_back
 from shenhong.model import Decoder, ModelConfig
 from shenhong.parallel import Mesh
 from shenhong.run import Run
@@ -124,6 +125,7 @@ def train(
                 _report(run, progress, steps, result, pace, settings.batch_tokens)
             if progress.step in looks:
                 nats = look(trainer)
+                give_back()
                 if run:
                     run.event(
                         "valid",
