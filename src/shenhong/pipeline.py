@@ -11,16 +11,17 @@ report      show                                                   report.html, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shenhong import __version__
-from shenhong.errors import RecipeError, RunError
+from shenhong.errors import RecipeError, RunError, ShenhongError
 from shenhong.memory import give_back
 from shenhong.model import ModelConfig
 from shenhong.parallel import Mesh, join, leave
@@ -52,15 +53,16 @@ def run(recipe: Recipe, path: Path, until: str | None = None) -> bool:
     mesh = join()
     opened = None
     try:
-        opened = Run(path, create=True) if mesh.leads else None
-        if opened:
-            _freeze_recipe(opened, recipe)
+        with _together(mesh):
+            opened = Run(path, create=True) if mesh.leads else None
+            if opened:
+                _freeze_recipe(opened, recipe)
         context = Context(recipe, Path(path), mesh, opened)
         for name, stage in STAGES.items():
             done = mesh.share(_done(opened, name) if opened else None)
-            if not done and (mesh.leads or name == "train"):
-                _perform(context, name, stage)
-            mesh.barrier()
+            with _together(mesh):
+                if not done and (mesh.leads or name == "train"):
+                    _perform(context, name, stage)
             if name == until:
                 break
     finally:
@@ -68,6 +70,21 @@ def run(recipe: Recipe, path: Path, until: str | None = None) -> bool:
             opened.close()
         leave()
     return mesh.leads
+
+
+@contextlib.contextmanager
+def _together(mesh: Mesh) -> Iterator[None]:
+    """All processes wait for each other at the end; an error of the leader ends them all, told once."""
+    failure: ShenhongError | None = None
+    try:
+        yield
+    except ShenhongError as error:
+        failure = error
+    failed = mesh.share(failure is not None)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise SystemExit(2)
 
 
 def _perform(context: Context, name: str, stage: Callable[[Context], dict[str, Any]]) -> None:

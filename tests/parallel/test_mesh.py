@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from shenhong.run import read_events
+
 SCRIPT = Path(__file__).with_name("losses.py")
 
 
@@ -66,3 +68,33 @@ def test_two_processes_equal_one(tmp_path, rule):
     # Whole batches in one forward pass are the same again: accumulation changes nothing.
     whole = losses(path, {**settings, "micro_tokens": 256}, 1)
     np.testing.assert_allclose(whole["losses"], one["losses"], rtol=1e-5)
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    # "--" keeps torchrun from taking --run for an abbreviation of its own --run-path.
+    command += ["-m", "--", "shenhong.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180)
+
+
+def test_the_command_line_under_torchrun(tiny, tmp_path):
+    done = torchrun("train", tiny.recipe, "--run", tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("bits per character") == 1  # one process speaks for both
+
+    def events(run: Path) -> list[float]:
+        return [e["loss"] for e in read_events(run) if e["kind"] == "train"]
+
+    np.testing.assert_allclose(events(tmp_path / "run"), events(tiny.run), rtol=1e-4)
+    # What the leader refuses ends all processes, and is said once.
+    refused = torchrun("train", tiny.recipe, "--run", tmp_path / "run", "--set", "seed=9")
+    assert refused.returncode != 0
+    assert refused.stderr.count("another recipe") == 1
+    assert "RuntimeError" not in refused.stderr

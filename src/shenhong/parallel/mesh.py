@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ class Mesh:
 
     rank: int = 0
     size: int = 1
+    local_size: int = 1  # processes on this machine, which share its cores
 
     @property
     def leads(self) -> bool:
@@ -44,19 +46,20 @@ class Mesh:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
-
 
 def join() -> Mesh:
     """The mesh torchrun's environment describes; a mesh of one without it."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return Mesh()
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.accelerator.is_available() else "gloo")
-    return Mesh(dist.get_rank(), size)
+        # The others wait while the leader refines the corpus and evaluates, however long that takes.
+        backend = dist.get_default_backend_for_device(device)
+        dist.init_process_group(backend, timeout=timedelta(days=7))
+    return Mesh(dist.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
 
 
 def leave() -> None:

@@ -52,7 +52,7 @@ def choose_machine(make: Make, mesh: Mesh) -> dict[str, Any]:
 
     first = make(torch.float32)
     trainers[torch.float32], rows_a_step = first, first.rows_a_step
-    choice = machine.choose(first.settings, timed, mesh.size)
+    choice = machine.choose(first.settings, timed, mesh.local_size)
     apply(choice)
     return {**choice, "kernels": numerics.kernels_in_use()}  # wanted is not yet available
 
