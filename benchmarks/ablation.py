@@ -21,12 +21,10 @@ from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
-import torch
 
-from common import Bench, Curve, conditions, step_seconds, train_arm
+from common import Bench, Curve, step_seconds, train_arm, usual_machine
 from shenhong.model import ModelConfig
 from shenhong.model.counts import forward_flops, parameters
-from shenhong.train import budget, machine
 
 RATES = (0.5, 1.0, 2.0)  # of the recipe's matrix rate
 
@@ -77,14 +75,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     bench = Bench.open(options.run)
-    dtype = budget.apply(
-        {
-            "threads": machine.cores(),
-            "kernels": True,
-            "dtype": "bfloat16" if machine.fast_bfloat16() else "float32",
-        }
-    )
-    print(conditions(torch.get_num_threads(), dtype))
+    dtype = usual_machine()
     base = bench.recipe.train
     all_arms = arms(bench)
     if options.only:

@@ -15,7 +15,7 @@ from shenhong.model import ModelConfig
 from shenhong.parallel import Mesh
 from shenhong.recipe import Recipe, load
 from shenhong.tokenizer import Tokenizer
-from shenhong.train import machine
+from shenhong.train import budget, machine
 from shenhong.train.data import Rows
 from shenhong.train.settings import TrainSettings
 from shenhong.train.trainer import Trainer, score_rows
@@ -28,6 +28,14 @@ def conditions(threads: int, dtype: torch.dtype) -> str:
         f"{here['cpu']} ({units}), {here['cores']} cores, {threads} threads, {dtype}, "
         f"kernels {'on' if numerics.kernels_in_use() else 'off'}, torch {here['torch']}, load {os.getloadavg()[0]:.2f}"
     )
+
+
+def usual_machine() -> torch.dtype:
+    """All cores, kernels, and bfloat16 where the CPU is made for it; prints the conditions."""
+    dtype = "bfloat16" if machine.fast_bfloat16() else "float32"
+    chosen = budget.apply({"threads": machine.cores(), "kernels": True, "dtype": dtype})
+    print(conditions(torch.get_num_threads(), chosen))
+    return chosen
 
 
 @dataclass

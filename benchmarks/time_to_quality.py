@@ -26,9 +26,8 @@ os.environ.setdefault("NANOCHAT_DTYPE", "bfloat16")
 
 import torch
 
-from common import Bench, Curve, conditions, step_seconds, train_arm
+from common import Bench, Curve, step_seconds, train_arm, usual_machine
 from shenhong.recipe import load
-from shenhong.train import budget, machine
 from shenhong.train.data import order
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,14 +125,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     bench = Bench.open(options.run)
-    dtype = budget.apply(
-        {
-            "threads": machine.cores(),
-            "kernels": True,
-            "dtype": "bfloat16" if machine.fast_bfloat16() else "float32",
-        }
-    )
-    print(conditions(torch.get_num_threads(), dtype))
+    dtype = usual_machine()
     seconds = options.minutes * 60
     curves: dict[str, Curve] = {}
     recipes = {name: load(ROOT / "recipes" / f"{name}.toml") for name in ("poet", "poet-plain")}
