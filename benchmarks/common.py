@@ -91,9 +91,7 @@ def step_seconds(
 ) -> float:
     """Seconds of one optimizer step, averaged over the schedule's parts with and without the draft layer."""
     trial = Trainer(settings, config, bench.rows, Mesh(), 0, dtype, torch.device("cpu"))
-    share = (
-        1 - settings.mtp_start if config.num_nextn_predict_layers and settings.mtp_weight else 0.0
-    )
+    share = budget.late_share(trial)
     total = 0.0
     for first, part in ((0, 1 - share), (999_990, share)):
         if not part:
