@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # Before torch loads: with another busy process on the machine, barriers that spin make two-thread
 # operations 10-50 times slower, so waiting threads sleep after a short spin. Telemetry stays off.
@@ -16,7 +18,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
 from shenhong import __version__
-from shenhong.errors import ShenhongError
+from shenhong.errors import ShenhongError, UsageError
 
 POET = "recipes/poet.toml"
 STAGES = ("corpus", "tokenizer", "tokens", "train", "model", "evaluate", "report")
@@ -51,6 +53,33 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the nearest that is right, and no usage block above it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see '{self.prog} --help'")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # Each verb's parser comes through here, so that it speaks of its own flags.
+        options, rest = super().parse_known_args(args, namespace)
+        if rest:
+            kind = "flag" if rest[0].startswith("-") else "argument"
+            self.error(f"unknown {kind} {rest[0]}{_nearest(rest[0], self._option_string_actions)}")
+        return options, rest
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = f"choose from {', '.join(action.choices)}"
+            raise argparse.ArgumentError(
+                action, f"{value} is not known{_nearest(value, action.choices)}, {known}"
+            )
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word.split("=")[0], known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults that say something."""
 
@@ -60,7 +89,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="shenhong",
         description="Turn text into a language model people can talk to, on the hardware at hand.",
         epilog="Start with: shenhong quickstart",

@@ -8,6 +8,10 @@ class ShenhongError(Exception):
     """Base of everything a person can cause and mend."""
 
 
+class UsageError(ShenhongError):
+    """The command line names an unknown verb or flag, or lacks an argument."""
+
+
 class RecipeError(ShenhongError):
     """A setting is unknown, of the wrong type, out of bounds, or impossible together with another."""
 
