@@ -95,6 +95,35 @@ def test_a_finished_run_does_nothing_again(copy: Path, capfd: Captured) -> None:
     assert "[1/7]" not in capfd.readouterr().err
 
 
+def test_a_run_says_nothing_of_the_machine_and_moves_with_its_corpus(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "recipes").mkdir(parents=True)
+    for file in (recipe, recipe.with_name("poems.jsonl")):
+        shutil.copy(file, old / "recipes")
+    monkeypatch.chdir(old)
+    begin = ["train", "recipes/tiny.toml", "--run", "runs/a"]
+    assert main([*begin, "--until", "corpus"]) == 0
+    assert (
+        'paths = [\n    "../../recipes/poems.jsonl",\n]' in (old / "runs/a/recipe.toml").read_text()
+    )
+    monkeypatch.chdir(tmp_path)
+    old.rename(new)
+    for name in ("corpus", "recipe.toml"):
+        assert (new / "runs/a" / name).exists()
+    shutil.rmtree(new / "runs/a/corpus")  # so that the poems are read again
+    assert main(["train", "new/runs/a"]) == 0  # from another folder
+    assert main(["train", "new/recipes/tiny.toml", "--run", "new/runs/a"]) == 0
+    for path in (new / "runs/a").rglob("*"):
+        assert path.is_dir() or bytes(tmp_path) not in path.read_bytes(), path
+    # Without its corpus it says what it misses.
+    (new / "runs/a").rename(tmp_path / "alone")
+    shutil.rmtree(tmp_path / "alone" / "corpus")
+    missing = tmp_path.parent / "recipes" / "poems.jsonl"
+    refused("train", tmp_path / "alone", says=(f"no corpus file at {missing}; correct corpus",))
+
+
 def test_generate_repeats_itself_and_n_begins_with_the_same(tiny: Tiny, capfd: Captured) -> None:
     def answers(*more: str) -> list[str]:
         command = ["generate", str(tiny.run), "长城", "--max-tokens", "12", "--json", *more]

@@ -20,8 +20,17 @@ def written(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
 def test_the_recipes_that_ship_are_valid_and_survive_freezing(path, tmp_path):
     recipe = load(path)
-    assert load(written(tmp_path, recipe.dump())) == recipe
+    assert load(written(tmp_path, recipe.dump(tmp_path))) == recipe
     assert all(Path(p).is_absolute() for p in recipe.corpus.paths)
+
+
+def test_a_corpus_in_the_same_tree_is_frozen_relative_to_the_run(tmp_path):
+    path = written(tmp_path, MINIMAL.replace('["t.txt"]', '["t.txt", "/elsewhere/t.txt"]'))
+    (tmp_path / "runs" / "m").mkdir(parents=True)
+    frozen = tmp_path / "runs" / "m" / "recipe.toml"
+    frozen.write_text(load(path).dump(frozen.parent))
+    assert '"../../t.txt"' in frozen.read_text() and '"/elsewhere/t.txt"' in frozen.read_text()
+    assert load(frozen) == load(path)
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def _freeze_recipe(run: Run, recipe: Recipe) -> None:
         # The manifest first: it is what makes the folder a run, so a kill in between is mended here.
         run.manifest.update(name=recipe.name, seed=recipe.seed, shenhong=__version__)
         run.save()
-        atomic_write(file, recipe.dump())
+        atomic_write(file, recipe.dump(run.path))
         return
     frozen = load_frozen(run.path)
     ours, theirs = _flat(recipe.model_dump(mode="json")), _flat(frozen.model_dump(mode="json"))

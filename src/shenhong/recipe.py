@@ -8,6 +8,7 @@ frozen into the run folder, so that a run never depends on the file it came from
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from shenhong.corpus.settings import CorpusSettings
 from shenhong.errors import ModelError, RecipeError
 from shenhong.evaluate.settings import EvaluateSettings
 from shenhong.model.config import ModelConfig
+from shenhong.run import beside
 from shenhong.tokenizer import TokenizerSettings
 from shenhong.train.settings import TrainSettings
 
@@ -106,9 +108,11 @@ class Recipe(Settings):
         """The model's configuration for a tokenizer of ``vocab_size`` entries. Error: ModelError."""
         return ModelConfig(vocab_size=vocab_size, **self.model.model_dump(), **token_ids)
 
-    def dump(self) -> str:
-        """The resolved recipe as TOML (absent values are left out)."""
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+    def dump(self, folder: Path) -> str:
+        """The resolved recipe as TOML for a file in ``folder`` (absent values are left out)."""
+        tree = self.model_dump(mode="json", exclude_none=True)
+        tree["corpus"]["paths"] = [beside(path, folder) for path in self.corpus.paths]
+        return tomli_w.dumps(tree)
 
 
 def load(path: Path, changes: list[str] | None = None) -> Recipe:
@@ -131,7 +135,9 @@ def load(path: Path, changes: list[str] | None = None) -> Recipe:
     corpus = tree.get("corpus")
     if isinstance(corpus, dict) and isinstance(corpus.get("paths"), list):
         base = path.resolve().parent
-        corpus["paths"] = [str(base / p) if isinstance(p, str) else p for p in corpus["paths"]]
+        corpus["paths"] = [
+            os.path.normpath(base / p) if isinstance(p, str) else p for p in corpus["paths"]
+        ]
     return parse(tree, str(path))
 
 

@@ -93,6 +93,16 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     sync_folder(final.parent)
 
 
+def beside(path: str | Path, folder: Path) -> str:
+    """An absolute ``path`` as a run keeps it: relative to ``folder`` where both lie in one tree.
+
+    So a run and its corpus can be moved together, and a run that is shown tells nothing of the machine.
+    """
+    base = folder.resolve()
+    shared = os.path.commonpath([path, base])
+    return str(path) if shared == base.anchor else os.path.relpath(path, base)
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:

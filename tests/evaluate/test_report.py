@@ -96,6 +96,15 @@ def test_the_terminal_gets_the_first_lines(tmp_path, evaluation):
     assert any("3 min 10 s" in line for line in lines)
 
 
+def test_a_report_names_the_corpus_and_not_the_folders_of_this_machine(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "recipe.toml").write_text(
+        'name = "poet"\n[corpus]\npaths = ["/home/libai/secret/poems.jsonl", "../more.txt"]\n'
+    )
+    for text in write_report(tmp_path):
+        assert "poems.jsonl" in text and "../more.txt" in text and "libai" not in text
+
+
 def test_nothing_of_a_run_becomes_markup(tmp_path, evaluation):
     hostile = json.loads(json.dumps(evaluation).replace("佚名", json.dumps(HOSTILE)[1:-1]))
     for sample in hostile["samples"]:

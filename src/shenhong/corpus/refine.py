@@ -88,7 +88,7 @@ def _refine(
                 "add text or raise corpus.held_out"
             )
     report = {
-        "settings": settings.model_dump(),
+        "settings": settings.model_dump(exclude={"paths"}),  # the recipe has them
         "seed": seed,
         "read": counts,
         "steps": [step.summary(log) for step in steps.values()],

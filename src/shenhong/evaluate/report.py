@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from shenhong.errors import RunError
 from shenhong.evaluate import report_verse
 from shenhong.evaluate.charts import Curves, Loads, Series, Shares, short
@@ -335,8 +337,19 @@ def _settings(manifest: Json, recipe: str | None) -> list[Block]:
     if rows:
         out.append(Table(["machine", ""], rows, words=2))
     if recipe:
-        out.append(Verbatim("recipe.toml", recipe))
+        out.append(Verbatim("recipe.toml", _placeless(recipe)))
     return [Heading("Settings"), *out] if out else []
+
+
+def _placeless(recipe: str) -> str:
+    """A recipe without the folders of this machine: of an absolute path, the last name is enough."""
+    try:
+        tree = tomllib.loads(recipe)
+        paths = tree["corpus"]["paths"]
+        tree["corpus"]["paths"] = [Path(p).name if Path(p).is_absolute() else p for p in paths]
+    except (tomllib.TOMLDecodeError, KeyError, TypeError):
+        return recipe  # damaged; a report shows what there is
+    return tomli_w.dumps(tree)
 
 
 # --- words and numbers ------------------------------------------------------------------------------
