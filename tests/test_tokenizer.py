@@ -19,8 +19,8 @@ from shenhong.tokenizer import (
     USER,
     Tokenizer,
     TokenizerSettings,
-    _byte_alphabet,
     _pre_tokenizer,
+    byte_alphabet,
     train,
 )
 
@@ -110,11 +110,11 @@ def test_names_of_special_tokens_in_a_message_are_text(poet):
 def test_bytes_are_written_as_the_library_does():
     from tokenizers import pre_tokenizers
 
-    assert set(_byte_alphabet().values()) == set(pre_tokenizers.ByteLevel.alphabet())
+    assert set(byte_alphabet().values()) == set(pre_tokenizers.ByteLevel.alphabet())
     split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     every = "".join(map(chr, range(0x20, 0x800)))
     written = split.pre_tokenize_str(every)[0][0]
-    assert written == "".join(_byte_alphabet()[byte] for byte in every.encode())
+    assert written == "".join(byte_alphabet()[byte] for byte in every.encode())
 
 
 @pytest.mark.parametrize("config", [None, {"model_type": "deepseek_v3"}])

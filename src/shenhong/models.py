@@ -50,7 +50,8 @@ def folder_of(path: Path) -> Path:
 def open_writer(path: Path, dtype: torch.dtype = torch.float32) -> Writer:
     """Load a model for writing. float32 keeps a request's text independent of its batch."""
     folder = folder_of(path)
-    return Writer(Engine(load_model(folder), dtype), Tokenizer.load(folder))
+    tokenizer = Tokenizer.load(folder)
+    return Writer(Engine(load_model(folder), tokenizer, dtype), tokenizer)
 
 
 def facts(path: Path) -> dict[str, Any]:

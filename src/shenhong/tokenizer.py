@@ -288,7 +288,7 @@ class Tokenizer:
         with another character or with a part of one.
         """
         table = np.full(0x110000, -1, np.int32)
-        byte_of = {c: b for b, c in _byte_alphabet().items()}
+        byte_of = {c: b for b, c in byte_alphabet().items()}
         single: dict[str, int] = {}
         joined: set[str] = set()
         for token, number in self.backend.get_vocab(with_added_tokens=False).items():
@@ -317,7 +317,7 @@ def _closes(raw: bytes) -> bool:
     return len(raw) > need
 
 
-def _byte_alphabet() -> dict[int, str]:
+def byte_alphabet() -> dict[int, str]:
     """The printable character by which byte-level BPE writes each byte (GPT-2's table)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]

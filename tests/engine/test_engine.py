@@ -130,7 +130,7 @@ def test_bf16_runs_and_mostly_agrees():
     decoder = make(4, tie_word_embeddings=False)
     prompts = make_prompts(decoder, 4, 30)
     exact = Engine(decoder).generate(prompts, 1, sampling=GREEDY, stop=[])
-    rough = Engine(decoder, torch.bfloat16).generate(prompts, 1, sampling=GREEDY, stop=[])
+    rough = Engine(decoder, dtype=torch.bfloat16).generate(prompts, 1, sampling=GREEDY, stop=[])
     assert sum(a == b for a, b in zip(exact, rough, strict=True)) >= 24
 
 

@@ -1,6 +1,26 @@
 """Generation from a finished or a half-trained model."""
 
 from shenhong.engine.engine import Completion, Engine
-from shenhong.engine.sampler import Sampling, request_seed
+from shenhong.engine.request import (
+    Constraint,
+    EngineStats,
+    Event,
+    Request,
+    Sampling,
+    TokenLogprob,
+    Usage,
+)
+from shenhong.engine.sampler import request_seed
 
-__all__ = ["Completion", "Engine", "Sampling", "request_seed"]
+__all__ = [
+    "Completion",
+    "Constraint",
+    "Engine",
+    "EngineStats",
+    "Event",
+    "Request",
+    "Sampling",
+    "TokenLogprob",
+    "Usage",
+    "request_seed",
+]

@@ -9,15 +9,19 @@ Legend: B rows alive, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from shenhong.engine.sampler import Sampling, request_seed, sample, uniforms
+from shenhong.engine.request import EngineStats, Event, Request, Sampling, Usage
+from shenhong.engine.sampler import request_seed, sample, uniforms
+from shenhong.engine.text import TextStream, token_bytes
 from shenhong.errors import RequestError
 from shenhong.model import Decoder, PreparedDecoder
 from shenhong.numerics import Documents
+from shenhong.tokenizer import Tokenizer
 
 
 class Completion(NamedTuple):
@@ -34,11 +38,86 @@ class Engine:
     """
 
     def __init__(
-        self, decoder: Decoder, dtype: torch.dtype = torch.float32, rows: int = 512
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer | None = None,
+        dtype: torch.dtype = torch.float32,
+        rows: int = 512,
     ) -> None:
+        self.bytes_of = token_bytes(tokenizer) if tokenizer else None
+        self.live: dict[int, Live] = {}
+        self.next_id = 0
+        self.prompt_tokens = self.generated_tokens = 0
         self.model = PreparedDecoder(decoder, dtype)
         self.config = decoder.config
         self.rows = rows
+
+    def submit(self, request: Request) -> int:
+        """Queues a request; its id. ``RequestError`` for the impossible."""
+        self._check([request.prompt], request.max_new_tokens, [request.seed])
+        stops = self._stops(request.stop_tokens)
+        room = self._room(request.prompt, request.max_new_tokens)
+        text = TextStream(self.bytes_of, request.stop) if self.bytes_of else None
+        self.next_id += 1
+        self.live[self.next_id] = Live(request, stops, room, text)
+        return self.next_id
+
+    def cancel(self, id: int) -> None:
+        """Ends a request; its last event comes with the next step. Unknown ids are left alone."""
+        if id in self.live:
+            self.live[id].cancelled = True
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.live)
+
+    def step(self) -> list[Event]:
+        """One token for every request."""
+        events = []
+        for id, live in list(self.live.items()):
+            event = self._advance(id, live)
+            self.generated_tokens += len(event.tokens)
+            if event.finish:
+                del self.live[id]
+            events.append(event)
+        return events
+
+    def stats(self) -> EngineStats:
+        n = len(self.live)
+        return EngineStats(n, 0, 0, 0, 0, self.prompt_tokens, self.generated_tokens, 0, 0, 0, 0)
+
+    def _advance(self, id: int, live: Live) -> Event:
+        request = live.request
+        tokens: list[int] = []
+        text, finish = "", None
+        if live.cancelled:
+            finish = "cancelled"
+        else:
+            if live.running is None:
+                self.prompt_tokens += len(request.prompt)
+                live.running = Running(
+                    self.model,
+                    [request.prompt],
+                    request.sampling,
+                    uniforms([request.seed], live.room),
+                )
+            else:
+                live.running.feed(torch.tensor([live.last]))
+            live.last = int(live.running.draw())
+            if live.last in live.stops:
+                finish = "stop"
+            else:
+                tokens = [live.last]
+                live.written += 1
+                text = live.text.add(live.last) if live.text else ""
+                if live.text and live.text.stopped:
+                    finish = "stop"
+                elif live.written == live.room:
+                    finish = "length"
+        if finish and live.text:
+            text += live.text.finish()
+        usage = Usage(len(request.prompt), live.written, 0) if finish else None
+        return Event(id, tokens, text, [], finish, None, usage)
 
     def generate(
         self,
@@ -155,6 +234,18 @@ class Engine:
         if len(seed) != len(prompts):
             raise RequestError(f"{len(seed)} seeds for {len(prompts)} prompts; give one each")
         return list(seed)
+
+
+@dataclass
+class Live:
+    request: Request
+    stops: list[int]
+    room: int
+    text: TextStream | None
+    running: Running | None = None
+    last: int = 0
+    written: int = 0
+    cancelled: bool = False
 
 
 class Running:

@@ -9,40 +9,18 @@ Legend: B rows, V vocabulary, C candidates kept by top-k (all of V without it).
 from __future__ import annotations
 
 import hashlib
-import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shenhong.errors import RequestError
+from shenhong.engine.request import Sampling
 
 # Below this temperature the likeliest token is taken: the quotient would leave fp32's range.
 COLD = 1e-5
 
 # Tokens per block of the two-level search.
 BLOCK = 64
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw. Temperature 0 takes the likeliest token; the limits apply in the order top-k, top-p, min-p."""
-
-    temperature: float = 0.8
-    top_k: int = 0  # 0: no limit
-    top_p: float = 1.0
-    min_p: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise RequestError(f"temperature is {self.temperature}; it must be 0 or more")
-        if self.top_k < 0:
-            raise RequestError(f"top_k is {self.top_k}; it must be 0 (no limit) or more")
-        if not 0 < self.top_p <= 1:
-            raise RequestError(f"top_p is {self.top_p}; it must lie above 0 and at most 1")
-        if not 0 <= self.min_p < 1:
-            raise RequestError(f"min_p is {self.min_p}; it must be 0 or more and below 1")
 
 
 def request_seed(seed: int, number: int) -> int:

@@ -1,0 +1,67 @@
+"""From tokens to text while they come: whole characters only, and stop strings that are never shown.
+
+A byte-level token is a run of bytes, so a character may be spread over several tokens; and the last characters may
+turn out to be the beginning of a stop string. Both wait until it is certain what they are.
+"""
+
+from __future__ import annotations
+
+import codecs
+
+from shenhong.tokenizer import Tokenizer, byte_alphabet
+
+
+def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
+    """What each id writes; special tokens write nothing."""
+    table = {character: byte for byte, character in byte_alphabet().items()}
+    backend = tokenizer.backend
+    special = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
+    found = []
+    for id in range(tokenizer.vocab_size):
+        word = "" if id in special else backend.id_to_token(id) or ""
+        if all(character in table for character in word):
+            found.append(bytes(table[character] for character in word))
+        else:
+            found.append(word.encode())
+    return found
+
+
+class TextStream:
+    """The text of one answer. ``add`` returns what is new and certain."""
+
+    def __init__(self, bytes_of: list[bytes], stop: tuple[str, ...] = ()) -> None:
+        self.bytes_of, self.stop = bytes_of, tuple(s for s in stop if s)
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.held = ""
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        return self._pass(self.decoder.decode(self.bytes_of[token]))
+
+    def finish(self) -> str:
+        """What was held back, unless the text ended with a stop string."""
+        if self.stopped:
+            return ""
+        text = self._pass(self.decoder.decode(b"", final=True))
+        if self.stopped:
+            return text
+        text, self.held = text + self.held, ""
+        return text
+
+    def _pass(self, new: str) -> str:
+        text = self.held + new
+        places = [place for stop in self.stop if (place := text.find(stop)) >= 0]
+        if places:
+            self.stopped, self.held = True, ""
+            return text[: min(places)]
+        certain = len(text) - max((_overlap(text, stop) for stop in self.stop), default=0)
+        self.held = text[certain:]
+        return text[:certain]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of the text that begins the stop string."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
