@@ -45,8 +45,8 @@ def refused(capfd: Captured) -> Callable[..., str]:
 
 @pytest.fixture
 def copy(tiny: Tiny, tmp_path: Path) -> Path:
-    """A finished run of one's own."""
-    return Path(shutil.copytree(tiny.run, tmp_path / "run"))
+    """A finished run of one's own, as near to its corpus as the original."""
+    return Path(shutil.copytree(tiny.run, tiny.run.with_name(f"{tmp_path.name}-run")))
 
 
 def state(folder: Path) -> dict[str, str]:
@@ -237,6 +237,47 @@ def test_a_bad_corpus(
     assert not (run / "corpus").exists()
     assert content is None or corpus.read_bytes() == content
     refused("train", run, says=(corpus, says))  # going on says the same
+
+
+def test_a_corpus_that_changes_under_a_run(
+    recipe: Path, tmp_path: Path, capfd: Captured, refused: Callable[..., str]
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    poems = Path(shutil.copy(recipe.with_name("poems.jsonl"), folder))
+    mine = tmp_path / "mine.toml"
+    mine.write_text(recipe.read_text().replace('"poems.jsonl"', '"texts"'))
+    run = tmp_path / "run"
+    train = ["train", str(mine), "--run", str(run)]
+    good = poems.read_bytes()
+
+    assert main([*train, "--until", "tokens"]) == 0
+    before = state(run)
+    os.utime(poems, (1, 1))  # touched, and the same
+    assert main([*train, "--until", "tokens"]) == 0
+    assert state(run) == before
+    poems.write_bytes(good[: good.rindex(b"\n", 0, -1) + 1])  # before training: refined again
+    capfd.readouterr()
+    assert main([*train, "--until", "tokens"]) == 0
+    said = capfd.readouterr().err
+    assert f"{poems} was changed" in said and "[1/7] corpus" in said and "[3/7] tokens" in said
+
+    assert main([*train, "--until", "train"]) == 0
+    kept = poems.read_bytes()
+    for change, what in (
+        (lambda: poems.write_bytes(good), f"{poems} was changed"),
+        (lambda: (folder / "more.jsonl").write_bytes(good), f"{folder / 'more.jsonl'} was added"),
+    ):
+        change()
+        trained = state(run)
+        refused(*train, says=(what, run, "put it back as it was, or choose another --run folder"))
+        refused("train", run, says=(what,))
+        assert state(run) == trained
+        poems.write_bytes(kept)  # the remedy
+    (folder / "more.jsonl").unlink()
+    assert main(train) == 0
+    shutil.rmtree(folder)  # a run has what its corpus became
+    assert main(train) == 0
 
 
 # --------------------------------------------------------------------------- recipes

@@ -55,9 +55,10 @@ def run(recipe: Recipe, path: Path, until: str | None = None) -> bool:
     try:
         with _together(mesh):
             opened = Run(path, create=True) if mesh.leads else None
+            context = Context(recipe, Path(path), mesh, opened)
             if opened:
                 _freeze_recipe(opened, recipe)
-        context = Context(recipe, Path(path), mesh, opened)
+                _heed_sources(context, opened)
         for name, stage in STAGES.items():
             done = mesh.share(_done(opened, name) if opened else None)
             with _together(mesh):
@@ -131,6 +132,26 @@ def _freeze_recipe(run: Run, recipe: Recipe) -> None:
         )
 
 
+def _heed_sources(context: Context, run: Run) -> None:
+    """Another text is another run; before training it only means to refine again. Error: RunError."""
+    from shenhong.corpus import sources
+
+    stages = run.manifest["stages"]
+    recorded = stages.get("corpus", {}).get("outputs", {}).get("sources")
+    what = recorded and sources.changed(recorded, context.recipe.corpus, run.path)
+    if not what:
+        return
+    if "train" in stages:
+        raise RunError(
+            f"{what} after {run.path} began to train on it; put it back as it was, or choose another --run folder"
+        )
+    context.say(f"{what} since it was refined: this is done again")
+    for name in ("corpus", "tokenizer", "tokens"):
+        if name in stages:
+            stages[name]["state"] = "begun"
+    run.save()
+
+
 def load_frozen(path: Path) -> Recipe:
     """The recipe a run was begun with. Error: RecipeError when the copy was damaged."""
     return load(path / "recipe.toml")
@@ -149,12 +170,16 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _corpus(context: Context) -> dict[str, Any]:
+    from shenhong.corpus import sources
     from shenhong.corpus.refine import refine
 
+    # Before they are read: a file that changes meanwhile then shows when the run goes on.
+    found = sources.record(context.recipe.corpus, context.path)
     with atomic_folder(context.path / "corpus") as folder:
         report = refine(context.recipe.corpus, Path("."), folder, context.recipe.seed, context.say)
     return {
         "kept": report.get("kept"),
+        "sources": found,
         "train_sha256": digest(context.path / "corpus" / "train.parquet"),
     }
 

@@ -1,0 +1,46 @@
+"""Whether the files that a corpus was refined from are still what they were.
+
+A run records each file's size, time of change and SHA-256. Where size and time are the recorded ones the
+file is believed to be the same; otherwise its hash decides, so that a touched or copied file still is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from shenhong.corpus.read import find
+from shenhong.corpus.settings import CorpusSettings
+from shenhong.run import beside, digest
+
+
+def record(settings: CorpusSettings, run: Path) -> dict[str, dict[str, Any]]:
+    """Size, time of change (ns) and SHA-256 of every source by its path as ``run`` keeps it. Errors: DataError."""
+    return {
+        beside(path, run): {**_look(path), "sha256": digest(path)}
+        for path in find(settings, Path("."))
+    }
+
+
+def changed(recorded: dict[str, dict[str, Any]], settings: CorpusSettings, run: Path) -> str | None:
+    """What is no longer as recorded, in words; None where nothing is. Errors: DataError.
+
+    A run that was moved away from all of its sources lacks nothing: it has what they became.
+    """
+    paths = {name: (run / name).resolve() for name in recorded}
+    if not any(path.exists() for path in paths.values()):
+        return None
+    for name, path in paths.items():
+        if not path.exists():
+            return f"{path} was removed"
+        was = recorded[name]
+        touched = any(was[what] != now for what, now in _look(path).items())
+        if touched and digest(path) != was["sha256"]:
+            return f"{path} was changed"
+    new = set(find(settings, Path("."))) - set(paths.values())
+    return f"{min(new)} was added" if new else None
+
+
+def _look(path: Path) -> dict[str, int]:
+    seen = path.stat()
+    return {"bytes": seen.st_size, "modified_ns": seen.st_mtime_ns}
