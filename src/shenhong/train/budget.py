@@ -146,6 +146,4 @@ def plan(
 
 def late_share(trainer: Trainer) -> float:
     """Share of steps in which multi-token prediction trains."""
-    settings = trainer.settings
-    wanted = trainer.config.num_nextn_predict_layers and settings.mtp_weight
-    return 1 - settings.mtp_start if wanted else 0.0
+    return 1 - trainer.draft_start

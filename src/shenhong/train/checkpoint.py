@@ -3,7 +3,7 @@
     checkpoints/step-000400/
         model.safetensors       weights and balancing biases
         optimizer.safetensors   momenta, moments, step count
-        state.json              step, rows seen, loss mean, random state, SHA-256 of everything
+        state.json              step, loss mean, random state, SHA-256 of everything
 
 A checkpoint is built under a temporary name, synced and renamed; the one before it is removed only
 afterwards, so a kill at any byte leaves at least one whole checkpoint.
@@ -32,8 +32,7 @@ KEPT = 2
 class Progress:
     """Where training stands: the scalar part of a checkpoint."""
 
-    step: int = 0
-    rows_seen: int = 0  # the data cursor
+    step: int = 0  # also the data cursor: every step takes as many rows
     loss_mean: float | None = None  # running mean that the spike guard compares with
     seconds: float = 0.0  # of training so far, for display only
 

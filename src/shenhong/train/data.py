@@ -3,7 +3,7 @@
 Legend: R rows in the file, T tokens a row, B rows of one batch, N = B*T.
 
 The order is a pure function of (seed, position): epoch e visits the rows by its own permutation. The
-data cursor of a checkpoint is therefore the number of rows seen, and nothing else.
+position is a step's number times its rows, so a checkpoint needs no other cursor than its step.
 """
 
 from __future__ import annotations

@@ -117,7 +117,6 @@ def train(
             result = trainer.step(progress.step, steps)
             _guard(progress, result, settings.spike, root)
             progress.step += 1
-            progress.rows_seen += trainer.rows_a_step
             progress.seconds = before + time.monotonic() - begun
             pace = settings.batch_tokens / (time.monotonic() - step_begun)
             display.show(progress.step, result.loss, pace)

@@ -72,14 +72,15 @@ class Trainer:
         size = max(1, self.settings.micro_tokens // self.settings.sequence_length)
         return [self.rows.batch(part).to(self.device) for part in mine.split(size)]
 
-    def predicts_two(self, step: int, steps: int) -> bool:
-        """Whether multi-token prediction trains at this step."""
+    @property
+    def draft_start(self) -> float:
+        """Share of the steps after which multi-token prediction trains; 1 where it never does."""
         wanted = self.config.num_nextn_predict_layers and self.settings.mtp_weight
-        return bool(wanted) and step >= self.settings.mtp_start * steps
+        return self.settings.mtp_start if wanted else 1.0
 
     def step(self, step: int, steps: int) -> StepResult:
         """Forward, backward and update. The result is the same on every process."""
-        two = self.predicts_two(step, steps)
+        two = step >= self.draft_start * steps
         batches = self.micro_batches(step)
         first = [next_targets(batch) for batch in batches]
         second = [second_targets(batch, self.rows.bos_id) for batch in batches] if two else []

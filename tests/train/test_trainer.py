@@ -1,0 +1,57 @@
+"""One step of training: what the plan counts on is what a step does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from shenhong.model import ModelConfig
+from shenhong.parallel import Mesh
+from shenhong.train import budget
+from shenhong.train.data import Rows
+from shenhong.train.settings import TrainSettings
+from shenhong.train.trainer import Trainer
+
+STEPS = 8
+
+
+def make(folder: Path, layers: int = 1, **settings: float) -> Trainer:
+    tokens = torch.arange(3, 67).view(4, 16) % 32
+    tokens[:, 0] = 0
+    file = folder / "t.safetensors"
+    rows = {"tokens": tokens.to(torch.uint16), "counted": (tokens != 0).to(torch.uint8)}
+    save_file(rows, file)
+    config = ModelConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        kv_lora_rank=8,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=8,
+        v_head_dim=8,
+        num_nextn_predict_layers=layers,
+    )
+    chosen = TrainSettings(steps=STEPS, batch_tokens=32, sequence_length=16, **settings)
+    device = torch.device("cpu")
+    return Trainer(chosen, config, Rows(file, 0, 2), Mesh(), 1, torch.float32, device)
+
+
+@pytest.mark.parametrize(
+    ("layers", "settings", "share"),
+    [
+        (1, {}, 1.0),
+        (1, {"mtp_start": 0.75}, 0.25),
+        (1, {"mtp_weight": 0.0}, 0.0),
+        (0, {"mtp_start": 0.25}, 0.0),
+    ],
+)
+def test_the_draft_layer_trains_in_the_share_of_steps_that_is_planned(
+    layers, settings, share, tmp_path
+):
+    trainer = make(tmp_path, layers, **settings)
+    trained = [trainer.step(step, STEPS).mtp_loss is not None for step in range(STEPS)]
+    assert budget.late_share(trainer) == share
+    assert trained == [step >= STEPS * (1 - share) for step in range(STEPS)]
