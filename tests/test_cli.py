@@ -416,6 +416,31 @@ def test_damaged_tokens_are_packed_again(
     assert state(copy / "tokens") == state(tiny.run / "tokens")
 
 
+def test_kernels_that_are_forbidden_are_off_and_said_to_differ(copy: Path, tiny: Tiny) -> None:
+    def train(run: Path, **environment: str) -> tuple[bool, str]:
+        done = subprocess.run(
+            shenhong("train", tiny.recipe, "--run", run, "--until", "train"),
+            capture_output=True,
+            text=True,
+            env=os.environ | environment,
+        )
+        assert done.returncode == 0, done.stderr
+        return Run(run, write=False).manifest["machine"]["kernels"], done.stderr
+
+    fresh = copy.with_name(f"{copy.name}-plain")
+    kept, said = train(fresh, SHENHONG_KERNELS="0")
+    assert not kept and "note: " not in said
+    shutil.rmtree(fresh / "checkpoints" / "step-000016")
+    kept, said = train(fresh)  # what was frozen holds
+    assert not kept and "note: " not in said
+    if not Run(copy, write=False).manifest["machine"]["kernels"]:
+        pytest.skip("no kernels on this machine")
+    for path in (copy / "model", copy / "checkpoints" / "step-000016"):
+        shutil.rmtree(path)
+    kept, said = train(copy, SHENHONG_KERNELS="0")
+    assert kept and "other conditions (kernels was True, is False)" in said
+
+
 # --------------------------------------------------------------------------- models
 
 

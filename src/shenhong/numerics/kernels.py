@@ -2,7 +2,7 @@
 
 The first op that could use a kernel builds (or finds) the library, runs a tiny call of every kernel and compares it
 with the PyTorch reference. Whatever goes wrong, the reference serves and one log line says so.
-SHENHONG_KERNELS=0 or `use_kernels(False)` switches the kernels off.
+SHENHONG_KERNELS=0 or `use_kernels(False)` switches the kernels off; the variable has the last word.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ SIGNATURES = {
 
 
 class _State:
-    wanted = os.environ.get("SHENHONG_KERNELS", "1") != "0"
+    allowed = os.environ.get("SHENHONG_KERNELS", "1") != "0"
+    wanted = True
     library: ctypes.CDLL | None = None
     tried = False
 
@@ -82,7 +83,7 @@ def _load() -> ctypes.CDLL:
 
 def library() -> ctypes.CDLL | None:
     """The kernels, or None where the PyTorch reference must serve."""
-    if not _State.wanted:
+    if not (_State.allowed and _State.wanted):
         return None
     if not _State.tried:
         _State.tried = True
