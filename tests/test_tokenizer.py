@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shenhong.corpus.normalise import normalise
 from shenhong.errors import DataError, ModelError, RequestError
+from shenhong.normalise import normalise
 from shenhong.tokenizer import (
     _ONE_IDEOGRAPH,
     ASSISTANT,

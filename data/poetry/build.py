@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rhymes import MISSING, SAME_SOUND
 
-from shenhong.corpus.variants import VARIANTS
+from shenhong.variants import VARIANTS
 
 HERE = Path(__file__).resolve().parent
 RHYMES = HERE.parents[1] / "src/shenhong/evaluate/pingshui.json"

@@ -27,8 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as _Backend
 
-from shenhong.corpus.normalise import IDEOGRAPH, normalise
 from shenhong.errors import DataError, ModelError, RequestError
+from shenhong.normalise import IDEOGRAPH, normalise
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"

@@ -1,6 +1,6 @@
 """From raw records to packed rows of tokens.
 
 Offers `corpus.settings.CorpusSettings`, `corpus.refine.refine` (the corpus stage), `corpus.pack.pack`
-(the packing) and `corpus.normalise.normalise` (what a prompt goes through as well). They are imported
-from their modules, so that reading a recipe does not load the dataframe engine.
+(the packing) and `corpus.sources` (whether the raw files changed). They are imported from their modules,
+so that reading a recipe does not load the dataframe engine.
 """

@@ -24,11 +24,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shenhong.corpus import dedup, rules, shingles, split, verse
-from shenhong.corpus.normalise import simplify, unify
 from shenhong.corpus.read import Columns, read
 from shenhong.corpus.report import Step
 from shenhong.corpus.settings import CorpusSettings
 from shenhong.errors import DataError
+from shenhong.normalise import simplify, unify
 
 _VERSE = ("form", "title", "author", "prosody_text")
 _SORTED_AT_ONCE = 96 << 20  # bytes of text that are sorted in memory at a time

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from shenhong.corpus.normalise import IDEOGRAPH
 from shenhong.corpus.settings import CorpusSettings
+from shenhong.normalise import IDEOGRAPH
 
 FORMS = {(5, 4): "五绝", (7, 4): "七绝", (5, 8): "五律", (7, 8): "七律"}
 """(characters a line, lines) -> form."""

@@ -11,7 +11,7 @@ import functools
 import re
 import unicodedata
 
-from shenhong.corpus.variants import VARIANTS
+from shenhong.variants import VARIANTS
 
 IDEOGRAPH = "\u3007\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
 """Ranges of Chinese characters, for use inside a regular expression's brackets."""

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shenhong.corpus.normalise import normalise, simplify, unify
-from shenhong.corpus.variants import VARIANTS
+from shenhong.normalise import normalise, simplify, unify
+from shenhong.variants import VARIANTS
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 chinese = st.text(st.characters(min_codepoint=0x3400, max_codepoint=0x9FFF), max_size=60)
