@@ -149,6 +149,34 @@ def test_info_tells_of_runs_and_model_folders(tiny: Tiny, capfd: Captured) -> No
     assert f"{facts['parameters']}" in capfd.readouterr().out
 
 
+def test_info_tells_how_far_an_unfinished_run_has_come(
+    copy: Path, tiny: Tiny, capfd: Captured
+) -> None:
+    def info(path: Path) -> dict:
+        capfd.readouterr()
+        assert main(["info", str(path), "--json"]) == 0
+        return json.loads(capfd.readouterr().out)
+
+    young = copy.with_name(f"{copy.name}-young")
+    assert main(["train", str(tiny.recipe), "--run", str(young), "--until", "tokenizer"]) == 0
+    known = info(young)
+    assert (known["recipe"], known["kind"], known["seed"]) == ("tiny", "verse", 3)
+    assert [known[f"stage {name}"] for name in STAGES] == ["done"] * 2 + ["to do"] * 5
+    assert "step" not in known
+
+    shutil.rmtree(copy / "model")
+    for step in (15, 16):
+        shutil.rmtree(copy / "checkpoints" / f"step-{step:06}")
+    with Run(copy):  # a run at work may be asked
+        known = info(copy)
+    assert (known["stage tokens"], known["stage train"]) == ("done", "unfinished")
+    assert (known["step"], known["steps"]) == (16, 16)
+    assert 0 < known["held-out nats per token"] < 10
+    assert known["to go on"] == f"shenhong train {copy}"
+    assert main(["info", str(copy)]) == 0
+    assert "held-out nats per token" in capfd.readouterr().out
+
+
 def test_evaluate_again_gives_the_same_measures(copy: Path, capfd: Captured) -> None:
     before = json.loads((copy / "evaluation.json").read_text())
     (copy / "report.html").unlink()
@@ -464,7 +492,7 @@ def test_models_that_are_missing_unfinished_or_damaged(
     (model / "model.safetensors").unlink()
     refused("generate", copy, "长城", says=(model, "model.safetensors"))
     shutil.rmtree(model)
-    for verb in (["generate", copy, "长城"], ["info", copy], ["evaluate", copy]):
+    for verb in (["generate", copy, "长城"], ["evaluate", copy]):
         refused(*verb, says=(copy, "has no finished model yet; 'shenhong train"))
 
 

@@ -303,9 +303,9 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def info(options: argparse.Namespace) -> None:
-    from shenhong.models import facts as facts_of
+    from shenhong.pipeline import describe
 
-    facts = facts_of(options.model)
+    facts = describe(options.model)
     if options.json:
         print(json.dumps(facts, ensure_ascii=False))
     else:

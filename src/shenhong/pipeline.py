@@ -26,7 +26,7 @@ from shenhong.memory import give_back
 from shenhong.model import ModelConfig
 from shenhong.parallel import Mesh, join, leave
 from shenhong.recipe import Recipe, load
-from shenhong.run import Run, atomic_folder, atomic_write, digest
+from shenhong.run import Run, atomic_folder, atomic_write, digest, read_events
 
 LONGEST_ANSWER = 256  # tokens, in evaluation
 
@@ -356,6 +356,42 @@ def evaluate_again(path: Path) -> dict[str, Any]:
         measure(recipe, run, lambda line: print(line, file=sys.stderr))
         _report(Context(recipe, run.path, Mesh(), run))
     return json.loads((Path(path) / "evaluation.json").read_text())
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a model is and costs; of a run without a model yet, how far it has come. Error: ShenhongError."""
+    from shenhong import models
+
+    path = Path(path)
+    if (path / "manifest.json").is_file() and not (path / "model" / "config.json").is_file():
+        return _so_far(Run(path, write=False))
+    return models.facts(path)
+
+
+def _so_far(run: Run) -> dict[str, Any]:
+    """Recipe, stages, step and held-out loss of an unfinished run, also of one that runs now."""
+    known: dict[str, Any] = {"folder": str(run.path)}
+    if (run.path / "recipe.toml").exists():
+        recipe = load_frozen(run.path)
+        known |= {"recipe": recipe.name, "kind": recipe.corpus.kind, "seed": recipe.seed}
+        if recipe.minutes:
+            known["minutes"] = recipe.minutes
+    stages = run.manifest["stages"]
+    for name in STAGES:
+        begun = "unfinished" if name in stages else "to do"
+        known[f"stage {name}"] = "done" if _done(run, name) else begun
+    train = run.manifest.get("train", {})
+    events = read_events(run.path)
+    steps = [event for event in events if event["kind"] == "train"]
+    looks = [event for event in events if event["kind"] == "valid"]
+    if "parameters" in train:
+        known |= {k.replace("_", " "): train[k] for k in ("parameters", "active_parameters")}
+    if steps:
+        known |= {key: steps[-1][key] for key in ("step", "steps")}
+        known["training nats per token"] = steps[-1]["loss"]
+    if looks:
+        known["held-out nats per token"] = round(looks[-1]["nats_per_token"], 4)
+    return known | {"to go on": f"shenhong train {run.path}"}
 
 
 def summary(path: Path) -> str:
