@@ -1,0 +1,40 @@
+// What a finished piece of Markdown gets beside its text: coloured code and set formulas. Both come
+// with their libraries, loaded when the first is met, and both have bounds that keep phones alive.
+import type { Action } from "svelte/action";
+import type { Block } from "./markdown";
+
+const LONGEST_CODE = 50_000; // characters
+const LONGEST_FORMULA = 10_000;
+
+async function colour(node: HTMLElement): Promise<void> {
+  const wanted = [...node.querySelectorAll<HTMLElement>("pre > code[data-language]")].filter(
+    (code) => code.dataset.language && code.textContent!.length <= LONGEST_CODE,
+  );
+  if (!wanted.length) return;
+  const { highlight } = await import("./highlight");
+  for (const code of wanted) {
+    const html = code.isConnected && highlight(code.textContent!, code.dataset.language!);
+    if (html) code.innerHTML = html; // escaped by the highlighter: nothing in it but spans and text
+  }
+}
+
+async function set(node: HTMLElement): Promise<void> {
+  const wanted = [...node.querySelectorAll<HTMLElement>("span.formula")].filter(
+    (formula) => formula.textContent!.length <= LONGEST_FORMULA,
+  );
+  if (!wanted.length) return;
+  const { formulaToMathML } = await import("./formula");
+  for (const formula of wanted) {
+    const math = formula.isConnected && formulaToMathML(formula.textContent!, formula.dataset.display === "1");
+    if (math) formula.replaceChildren(math);
+  }
+}
+
+export const adorn: Action<HTMLElement, Block> = (node, block) => {
+  const update = (now: Block) => {
+    if (now.code) void colour(node);
+    if (now.formula) void set(node);
+  };
+  update(block);
+  return { update };
+};

@@ -1,0 +1,89 @@
+// The shapes the server sends; the one place that names them. Times are Unix seconds.
+
+export type Part =
+  | { type: "text"; text: string }
+  | { type: "reasoning"; text: string }
+  | { type: "verse"; text?: string; form: string; title: string; lines: VerseLine[] }
+  | { type: "error"; message: string };
+
+export interface VerseLine {
+  text: string;
+  tones: string; // one mark a character: 平 仄 中 ？
+  rhyme: number | null; // index of the rhyming character
+  group: string | null; // its group in the 平水韵
+  stop?: string; // the punctuation after the line
+}
+
+export interface Settings {
+  temperature?: number;
+  top_p?: number;
+  top_k?: number;
+  min_p?: number;
+  max_tokens?: number;
+  seed?: number;
+  stop?: string[];
+}
+
+export interface Target {
+  model: string;
+  settings: Settings;
+}
+
+export interface Message {
+  id: string;
+  chat: string;
+  parent: string | null;
+  role: "user" | "assistant";
+  parts: Part[];
+  model?: string | null;
+  settings?: Settings | null;
+  job?: string | null;
+  state: "done" | "running" | "stopped" | "error";
+  created: number;
+  usage?: { prompt_tokens: number; completion_tokens: number; cached_tokens?: number } | null;
+  timing?: { first_token_ms?: number | null; tokens_per_second?: number | null } | null;
+}
+
+export interface ChatLine {
+  id: string;
+  title: string;
+  created: number;
+  updated: number;
+  snippet?: string | null;
+}
+
+export interface Chat extends ChatLine {
+  leaf: string | null;
+  messages: Message[];
+}
+
+export interface Model {
+  id: string;
+  name: string;
+  context: number;
+  template_thinking: boolean;
+  verse: boolean;
+  facts?: Record<string, unknown> | null;
+}
+
+export interface Bootstrap {
+  version: string;
+  models: Model[];
+  defaults: Settings;
+  auth: "none" | "key";
+  runs: boolean;
+}
+
+export interface RunLine {
+  id: string;
+  name: string;
+  state: string;
+  stage: string | null;
+  progress: number | null;
+}
+
+export interface Change {
+  kind: "chat" | "message" | "deleted";
+  chat: string;
+  message?: Message;
+}
