@@ -38,3 +38,7 @@ class TrainingError(ShenhongError):
 
 class RequestError(ShenhongError):
     """A prompt or a sampling setting cannot be honoured."""
+
+
+class ServeError(ShenhongError):
+    """An address, a key file, a database or a chat template cannot be used to serve."""

@@ -1,0 +1,222 @@
+"""One thread per model drives its engine; everyone else speaks to it through queues.
+
+    event loop ── submit, cancel ──▶ deque ──▶ engine thread: submit, cancel, step
+    Stream     ◀── one call_soon_threadsafe a step ────────────┘
+
+The engine is called from its thread alone. What a stream's reader has not yet taken waits in the stream, where it is
+bounded by the answer's own length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from shenhong.engine import Engine
+from shenhong.engine.request import EngineStats, Event, Request
+from shenhong.errors import RequestError
+from shenhong.serve.faults import Fault, stopping
+
+log = logging.getLogger("shenhong")
+
+
+class Stream:
+    """The events of one request, for one reader on the event loop. Closing it cancels the request."""
+
+    def __init__(
+        self, thread: EngineThread, request: Request, on_end: Callable[[Stream], None]
+    ) -> None:
+        self.thread, self.request, self.on_end = thread, request, on_end
+        self.id: int | None = None
+        self.ended = False
+        self.written = 0  # tokens
+        self._events: deque[Event | Exception] = deque()
+        self._wake = asyncio.Event()
+
+    def put(self, item: Event | Exception) -> None:
+        """On the event loop. After the end nothing more is taken."""
+        if self.ended:
+            return
+        if isinstance(item, Event):
+            self.written += len(item.tokens)
+        if isinstance(item, Exception) or item.finish is not None:
+            self._end()
+        self._events.append(item)
+        self._wake.set()
+
+    async def __aiter__(self) -> AsyncIterator[list[Event]]:
+        """Lists of events that came meanwhile; the last event of all has a finish. Errors: Fault."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            events: list[Event] = []
+            while self._events:
+                item = self._events.popleft()
+                if isinstance(item, Exception):
+                    if events:
+                        yield events
+                    raise item
+                events.append(item)
+            yield events
+            if events and events[-1].finish is not None:
+                return
+
+    def close(self) -> None:
+        """Cancel what is not finished; harmless when it is."""
+        if not self.ended:
+            self._end()
+            self.thread.post(lambda: self.thread.cancel(self))
+
+    def abort(self, error: Exception) -> None:
+        """Cancel, and let the reader meet `error` after what is already here."""
+        if not self.ended:
+            self.put(error)
+            self.thread.post(lambda: self.thread.cancel(self))
+
+    def _end(self) -> None:
+        self.ended = True
+        self.thread.live.discard(self)
+        self.on_end(self)
+
+
+class EngineThread:
+    """Start it inside a running event loop; `stop` it there too."""
+
+    def __init__(self, engine: Engine, name: str, max_queue: int) -> None:
+        self.engine, self.name, self.max_queue = engine, name, max_queue
+        self.live: set[Stream] = set()  # on the event loop's side
+        self.failures = 0  # steps that raised
+        self._loop = asyncio.get_running_loop()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._bell = threading.Condition()
+        self._streams: dict[int, Stream] = {}  # on the thread's side
+        self._stopped = False
+        self.stats: EngineStats = engine.stats()
+        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
+        self._thread.start()
+
+    # ---------------------------------------------------------------- on the event loop
+
+    async def submit(
+        self, requests: list[Request], on_end: Callable[[Stream], None]
+    ) -> list[Stream]:
+        """Queue them all or none; `on_end` hears when each is over. Errors: RequestError (impossible), Fault 429 (queue full) or 503 (stopped)."""
+        if self._stopped:
+            raise stopping()
+        if len(self.live) + len(requests) > self.max_queue:
+            raise Fault(
+                429,
+                f"{len(self.live)} answers are running or waiting, of at most {self.max_queue}; try again soon",
+                code="queue_full",
+                retry_after=2,
+            )
+        streams = [Stream(self, request, on_end) for request in requests]
+        self.live.update(streams)
+        done: asyncio.Future[None] = self._loop.create_future()
+        self.post(lambda: self._submit(streams, done))
+        try:
+            await done
+        except BaseException:
+            for stream in streams:
+                stream.close()
+            raise
+        return streams
+
+    def post(self, command: Callable[[], None]) -> None:
+        with self._bell:
+            self._commands.append(command)
+            self._bell.notify()
+
+    def fail(self, error: Exception) -> None:
+        """End everything that runs, with this error for each reader."""
+        for stream in list(self.live):
+            stream.abort(error)
+
+    def stop(self) -> None:
+        self._stopped = True
+        self.fail(stopping())
+        self.post(lambda: None)
+
+    async def join(self) -> None:
+        await asyncio.to_thread(self._thread.join, 10)
+
+    # ---------------------------------------------------------------- on the thread
+
+    def _submit(self, streams: list[Stream], done: asyncio.Future[None]) -> None:
+        error: Exception | None = None
+        try:
+            for stream in streams:
+                stream.id = self.engine.submit(stream.request)
+                self._streams[stream.id] = stream
+        except Exception as raised:
+            if not isinstance(raised, RequestError):
+                log.exception("the engine of %s failed on a request", self.name)
+            error = raised
+            for stream in streams:
+                self.cancel(stream)
+
+        def answer() -> None:
+            if not done.done():
+                done.set_result(None) if error is None else done.set_exception(error)
+
+        self._call(answer)
+
+    def cancel(self, stream: Stream) -> None:
+        if stream.id is not None and self._streams.pop(stream.id, None) is not None:
+            self.engine.cancel(stream.id)
+
+    def _run(self) -> None:
+        while True:
+            with self._bell:
+                while not self._commands and not self.engine.busy and not self._stopped:
+                    self._bell.wait()
+            while self._commands:
+                self._commands.popleft()()
+            if self._stopped and not self._streams:
+                return
+            try:
+                events = self.engine.step()
+            except Exception as error:
+                self._broke(error)
+                continue
+            self.stats = self.engine.stats()
+            if events:
+                self._deliver(events)
+
+    def _deliver(self, events: list[Event]) -> None:
+        found: list[tuple[Stream, Event | Exception]] = []
+        for event in events:
+            stream = self._streams.get(event.request)
+            if event.finish is not None:
+                self._streams.pop(event.request, None)
+            if stream is not None:
+                found.append((stream, event))
+        if found:
+            self._put(found)
+
+    def _broke(self, error: Exception) -> None:
+        """A step raised: everyone in it is told, and the engine goes on empty."""
+        log.error("the engine of %s failed", self.name, exc_info=error)
+        self.failures += 1
+        streams, self._streams = list(self._streams.values()), {}
+        for stream in streams:
+            with contextlib.suppress(Exception):
+                assert stream.id is not None
+                self.engine.cancel(stream.id)
+        fault = Fault(500, "the engine failed on this answer; ask again", code="engine_error")
+        self._put([(stream, fault) for stream in streams])
+
+    def _put(self, found: list[tuple[Stream, Event | Exception]]) -> None:
+        def put() -> None:
+            for stream, item in found:
+                stream.put(item)
+
+        self._call(put)
+
+    def _call(self, function: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the event loop is gone
+            self._loop.call_soon_threadsafe(function)

@@ -1,0 +1,125 @@
+"""Errors in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from shenhong.errors import ShenhongError
+
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable",
+}
+
+
+class Fault(Exception):
+    """An answer that is an error. `retry_after`: seconds, where trying again may help."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.retry_after = retry_after
+
+    def body(self) -> dict[str, Any]:
+        kind = TYPES.get(self.status, "invalid_request_error")
+        return {
+            "error": {
+                "message": self.message,
+                "type": kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def response(self) -> JSONResponse:
+        headers = {}
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(max(1, round(self.retry_after + 0.5)))
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body(), self.status, headers)
+
+
+def bad(message: str, param: str | None = None, code: str | None = None) -> Fault:
+    """What the caller sent cannot be honoured."""
+    return Fault(400, message, param=param, code=code)
+
+
+def stopping() -> Fault:
+    return Fault(
+        503, "the server is stopping; ask again later", code="server_stopping", retry_after=5
+    )
+
+
+def from_validation(error: RequestValidationError) -> Fault:
+    """The first complaint of pydantic, naming the field; what was sent is not repeated."""
+    first = error.errors()[0]
+    # The models of a union stand in the path too; only names and places of JSON are shown.
+    path = [
+        str(p) for p in first["loc"] if p not in ("body", "query", "path") and "[" not in str(p)
+    ]
+    param = ".".join(path) or None
+    if first["type"] == "extra_forbidden":
+        return bad(
+            f"unknown field {param}; this server refuses what it does not know",
+            param,
+            "unknown_field",
+        )
+    if first["type"] == "missing":
+        return bad(f"{param or 'the body'} is missing", param, "missing_field")
+    if first["type"] == "json_invalid":
+        return bad("the body is not valid JSON", None, "invalid_json")
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return bad(f"{param}: {message}" if param else message, param, "invalid_value")
+
+
+async def on_fault(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Fault)
+    return error.response()
+
+
+async def on_validation(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return from_validation(error).response()
+
+
+async def on_http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    response = Fault(error.status_code, str(error.detail)).response()
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def on_user_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ShenhongError)
+    return bad(" ".join(str(error).splitlines())).response()
+
+
+async def on_crash(_: Request, __: Exception) -> JSONResponse:
+    """Details go to the log and not to the caller."""
+    return Fault(500, "the server failed on this request; its log says why").response()
+
+
+HANDLERS: dict[Any, Any] = {
+    Fault: on_fault,
+    RequestValidationError: on_validation,
+    HTTPException: on_http,
+    ShenhongError: on_user_error,
+    Exception: on_crash,
+}

@@ -1,0 +1,316 @@
+"""From what a caller asked for to requests of the engine, and from its events to the parts of an answer."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from shenhong.engine import Sampling, request_seed
+from shenhong.engine.request import Constraint, Request, TokenLogprob, Usage
+from shenhong.serve.engine_thread import Stream
+from shenhong.serve.faults import Fault, bad, stopping
+from shenhong.serve.hub import Hub, Served
+from shenhong.serve.limits import depth_of_value
+from shenhong.serve.schemas import (
+    ChatMessage,
+    Drawing,
+    ResponseFormat,
+    StructuredOutputs,
+    TextFormat,
+    TextPart,
+)
+from shenhong.serve.settings import Limits
+
+NOTHING = Usage(0, 0, 0)
+OPENED, CLOSED = "<think>", "</think>"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One prompt and what shall follow it. `thinking`: the prompt ends inside of thinking."""
+
+    prompt: list[int]
+    how: Drawing
+    max_tokens: int | None = None
+    n: int = 1
+    logprobs: int | None = None
+    constraint: Constraint | None = None
+    thinking: bool = False
+    first: int = 0  # number of the first answer, where one call has several prompts
+
+
+async def begin(hub: Hub, model: Served, owner: str, asks: Sequence[Ask]) -> list[Stream]:
+    """Queue everything a call asks for. Errors: Fault, RequestError."""
+    if hub.draining:
+        raise stopping()
+    limits = hub.limits
+    if sum(ask.n for ask in asks) > limits.max_n:
+        raise bad(f"more than {limits.max_n} answers are asked for", "n", "too_many")
+    seed = asks[0].how.seed
+    base = secrets.randbits(48) if seed is None else seed
+    requests: list[Request] = []
+    for ask in asks:
+        requests += _requests(model, limits, ask, base)
+    hub.meter.prompt(owner, sum(len(ask.prompt) for ask in asks))
+
+    def pay(stream: Stream) -> None:
+        hub.meter.written(owner, stream.written)
+        hub.counts["answers", model.id] += 1
+
+    return await model.thread.submit(requests, pay)
+
+
+def check_prompt(model: Served, limits: Limits, tokens: int) -> None:
+    """Fault: 400 for a prompt that leaves no room for an answer."""
+    most = min(model.context, limits.max_prompt_tokens)
+    if tokens > most:
+        raise bad(
+            f"the prompt has {tokens} tokens; {model.id} reads at most {most}",
+            "messages",
+            "context_length_exceeded",
+        )
+
+
+def _requests(model: Served, limits: Limits, ask: Ask, seed: int) -> list[Request]:
+    check_prompt(model, limits, len(ask.prompt))
+    if ask.max_tokens is not None and ask.max_tokens > limits.max_output_tokens:
+        raise bad(
+            f"max_tokens is {ask.max_tokens}; at most {limits.max_output_tokens} are written",
+            "max_tokens",
+            "too_many_tokens",
+        )
+    how, plain = ask.how, Sampling()
+    named = {
+        name: value
+        for name in Sampling.__dataclass_fields__
+        if name != "logit_bias" and (value := getattr(how, name)) is not None
+    }
+    bias = {int(token): value for token, value in (how.logit_bias or {}).items()}
+    if beyond := [token for token in bias if token >= len(model.bytes_of)]:
+        raise bad(f"token {beyond[0]} is outside of the vocabulary", "logit_bias", "invalid_value")
+    stop = (how.stop,) if isinstance(how.stop, str) else tuple(how.stop or ())
+    if any(not text for text in stop):
+        raise bad("an empty stop string would stop at once", "stop", "invalid_value")
+    sampling = Sampling(**(vars(plain) | named | {"logit_bias": bias}))
+    return [
+        Request(
+            prompt=tuple(ask.prompt),
+            max_new_tokens=ask.max_tokens or limits.max_output_tokens,
+            sampling=sampling,
+            seed=request_seed(seed, ask.first + number),
+            stop=stop,
+            logprobs=ask.logprobs,
+            constraint=ask.constraint,
+        )
+        for number in range(ask.n)
+    ]
+
+
+# ------------------------------------------------------------------------ what is asked for
+
+
+def constraint_of(
+    limits: Limits,
+    form: ResponseFormat | TextFormat | None,
+    outputs: StructuredOutputs | None,
+) -> Constraint | None:
+    """Fault: 400 where a schema is too large or both ways are used."""
+    if form is not None and form.type != "text" and outputs is not None:
+        raise bad(
+            "give either response_format or structured_outputs", "structured_outputs", "conflict"
+        )
+    if outputs is not None:
+        if outputs.regex is not None:
+            return _sized(limits, Constraint("regex", outputs.regex), "structured_outputs")
+        if outputs.choice is not None:
+            choices = json.dumps(outputs.choice, ensure_ascii=False)
+            return _sized(limits, Constraint("choice", choices), "structured_outputs")
+        return _schema(limits, outputs.json_schema or {}, "structured_outputs")
+    if form is None or form.type == "text":
+        return None
+    if form.type == "json_object":
+        return Constraint("json", '{"type": "object"}')
+    named = form.json_schema if isinstance(form, ResponseFormat) else form
+    assert named is not None
+    return _schema(limits, named.schema_ or {"type": "object"}, "response_format")
+
+
+def _schema(limits: Limits, schema: dict[str, Any], param: str) -> Constraint:
+    if depth_of_value(schema) > limits.max_schema_depth:
+        raise bad(
+            f"the schema nests deeper than {limits.max_schema_depth} levels", param, "schema_depth"
+        )
+    return _sized(limits, Constraint("json", json.dumps(schema, ensure_ascii=False)), param)
+
+
+def _sized(limits: Limits, constraint: Constraint, param: str) -> Constraint:
+    if len(constraint.value.encode("utf-8", "surrogatepass")) > limits.max_schema_bytes:
+        raise bad(
+            f"what may be written is described in over {limits.max_schema_bytes} bytes",
+            param,
+            "schema_size",
+        )
+    return constraint
+
+
+def text_of_content(content: str | list[TextPart] | None) -> str:
+    return content if isinstance(content, str) else "".join(p.text for p in content or [])
+
+
+def plain_messages(model: Served, limits: Limits, messages: list[ChatMessage]) -> list[dict]:
+    """As the template reads them. Fault: 400 for what it cannot express."""
+    if len(messages) > limits.max_messages:
+        raise bad(f"more than {limits.max_messages} messages", "messages", "too_many")
+    plain = []
+    for number, message in enumerate(messages):
+        where = f"messages.{number}"
+        if message.role == "tool" or message.tool_calls or message.tool_call_id:
+            raise _no_tools(model, where)
+        said: dict[str, Any] = {
+            "role": "system" if message.role == "developer" else message.role,
+            "content": text_of_content(message.content),
+        }
+        if message.reasoning_content is not None:
+            if not model.template.thinking:
+                raise bad(
+                    f"the template of {model.id} has no thinking", f"{where}.reasoning_content"
+                )
+            said["reasoning_content"] = message.reasoning_content
+        plain.append(said)
+    return plain
+
+
+def _no_tools(model: Served, param: str) -> Fault:
+    return bad(
+        f"the chat template of {model.id} has no tools; leave them out", param, "tools_unsupported"
+    )
+
+
+def refuse_tools(model: Served, tools: list[Any] | None) -> None:
+    if tools:
+        raise _no_tools(model, "tools")
+
+
+def template_variables(model: Served, given: dict[str, Any] | None) -> dict[str, Any]:
+    """chat_template_kwargs: only what the template asks about. Fault: 400."""
+    from shenhong.serve.template import OURS
+
+    allowed = model.template.variables - OURS - {"raise_exception", "strftime_now"}
+    for name in given or {}:
+        if name not in allowed:
+            raise bad(
+                f"the chat template of {model.id} knows no {name}",
+                "chat_template_kwargs",
+                "unknown_field",
+            )
+    return given or {}
+
+
+# ------------------------------------------------------------------------ what is answered
+
+
+class Thinking:
+    """Cuts text that comes in pieces into ("reasoning", …) and ("text", …); a tag that may be coming is held back."""
+
+    def __init__(self, enabled: bool, inside: bool) -> None:
+        self.enabled, self.inside, self._held = enabled, inside, ""
+        self._begun = False  # white space before the first words of a part is dropped
+
+    def feed(self, text: str, last: bool = False) -> list[tuple[str, str]]:
+        if not self.enabled:
+            return [("text", text)] if text else []
+        text, self._held = self._held + text, ""
+        found: list[tuple[str, str]] = []
+        while True:
+            tag = CLOSED if self.inside else OPENED
+            before, hit, after = text.partition(tag)
+            if not hit:
+                break
+            self._say(found, before)
+            self.inside, self._begun, text = not self.inside, False, after
+        held = 0 if last else _may_begin(text, tag)
+        self._say(found, text[: len(text) - held])
+        self._held = text[len(text) - held :]
+        return found
+
+    def _say(self, found: list[tuple[str, str]], text: str) -> None:
+        text = text if self._begun else text.lstrip()
+        if text:
+            self._begun = True
+            found.append(("reasoning" if self.inside else "text", text))
+
+
+def _may_begin(text: str, tag: str) -> int:
+    return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
+
+
+class Piece(NamedTuple):
+    """Something new of one answer."""
+
+    said: list[tuple[str, str]]  # ("text" or "reasoning", what)
+    tokens: list[int]
+    logprobs: list[TokenLogprob]
+    finish: str | None
+    usage: Usage | None
+
+
+async def pieces(
+    model: Served, stream: Stream, thinking: bool | None
+) -> AsyncGenerator[Piece, None]:
+    """One answer as it comes; what came while the reader was busy is one piece. Errors: Fault.
+
+    `thinking`: whether it begins inside of thinking; None leaves the text as it is.
+    """
+    cut = Thinking(model.template.thinking and thinking is not None, bool(thinking))
+    async for events in stream:
+        text = "".join(event.text for event in events)
+        finish = events[-1].finish if events else None
+        if finish == "error":
+            raise Fault(500, events[-1].error or "the engine failed", code="engine_error")
+        yield Piece(
+            cut.feed(text, last=finish is not None),
+            [token for event in events for token in event.tokens],
+            [logprob for event in events for logprob in event.logprobs],
+            finish,
+            events[-1].usage if events else None,
+        )
+
+
+@dataclass
+class Answer:
+    """A whole answer."""
+
+    text: str = ""
+    reasoning: str = ""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: str = "stop"
+    usage: Usage = NOTHING
+
+    def add(self, piece: Piece) -> None:
+        for part, text in piece.said:
+            if part == "text":
+                self.text += text
+            else:
+                self.reasoning += text
+        self.tokens += piece.tokens
+        self.logprobs += piece.logprobs
+        self.finish = piece.finish or self.finish
+        self.usage = piece.usage or self.usage
+
+
+def usage_json(usages: Sequence[Usage], prompts: int = 1) -> dict[str, Any]:
+    """Each prompt counts once, however many answers it has."""
+    per = max(1, len(usages) // prompts)
+    read = sum(usage.prompt_tokens for usage in usages[::per])
+    written = sum(usage.completion_tokens for usage in usages)
+    cached = sum(usage.cached_tokens for usage in usages[::per])
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }

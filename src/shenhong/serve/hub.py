@@ -1,0 +1,136 @@
+"""What a running server holds: its models with their engine threads, the store, the budgets, and whether it is stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+from shenhong.engine.text import token_bytes
+from shenhong.models import Writer, facts, folder_of, open_writer
+from shenhong.serve.engine_thread import EngineThread
+from shenhong.serve.faults import Fault
+from shenhong.serve.guard import Keys
+from shenhong.serve.limits import Meter
+from shenhong.serve.settings import Settings, default_data
+from shenhong.serve.store import Store
+from shenhong.serve.template import Template
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass
+class Served:
+    """One model. `thread` is there while the server runs."""
+
+    id: str
+    writer: Writer
+    template: Template
+    facts: dict[str, Any]
+    verse: bool
+    bytes_of: list[bytes]  # what each token id writes
+    created: int
+    thread: EngineThread = field(init=False)
+
+    @property
+    def context(self) -> int:
+        return self.writer.engine.config.max_position_embeddings
+
+
+def open_models(paths: list[Path], dtype: torch.dtype, settings: Settings) -> dict[str, Served]:
+    """Load all, by id: a run's or a folder's name, numbered where two are the same. Errors: ModelError, ServeError."""
+    found: dict[str, Served] = {}
+    try:
+        for path in paths:
+            folder = folder_of(path)
+            run = folder.parent if folder.name == "model" else folder
+            name, number = run.resolve().name, 1
+            while name in found:
+                number += 1
+                name = f"{run.resolve().name}-{number}"
+            writer = open_writer(path, dtype)
+            found[name] = Served(
+                id=name,
+                writer=writer,
+                template=Template(folder, writer.tokenizer, settings.limits.template_seconds),
+                facts=facts(path),
+                verse=_writes_verse(run),
+                bytes_of=token_bytes(writer.tokenizer),
+                created=int((folder / "config.json").stat().st_mtime),
+            )
+    except BaseException:
+        for served in found.values():
+            served.template.close()
+        raise
+    return found
+
+
+def _writes_verse(run: Path) -> bool:
+    """Whether the recipe beside the model trained it on verse."""
+    try:
+        recipe = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
+        return recipe["corpus"]["kind"] == "verse"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+class Hub:
+    """Made before the event loop; `start` and `stop` run inside of it."""
+
+    def __init__(self, settings: Settings, models: dict[str, Served]) -> None:
+        self.settings, self.limits, self.models = settings, settings.limits, models
+        self.keys, self.meter = Keys(settings.keys), Meter(settings.limits)
+        self.counts: Counter[tuple[str, ...]] = Counter()  # for /metrics
+        self.begun = time.time()
+        self.draining = False
+        self.store = Store((settings.data or default_data()) / "chats.db")
+        self._files = ThreadPoolExecutor(1, thread_name_prefix="store")
+
+    async def start(self) -> None:
+        self.stopped = asyncio.Event()  # streams that never end listen to it
+        for model in self.models.values():
+            model.thread = EngineThread(model.writer.engine, model.id, self.limits.max_queue)
+        await self.stored(self.store.recover)
+
+    async def stop(self) -> None:
+        self.draining = True
+        self.stopped.set()
+        for model in self.models.values():
+            model.thread.stop()
+        await asyncio.gather(*(model.thread.join() for model in self.models.values()))
+        await asyncio.to_thread(self._files.shutdown)
+        self.store.close()
+        for model in self.models.values():
+            model.template.close()
+
+    async def stored(self, function: Callable[P, R], *args: P.args, **more: P.kwargs) -> R:
+        """Call the store in its own thread, so that a slow disk stops nobody else."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._files, lambda: function(*args, **more))
+
+    def model(self, name: str | None) -> Served:
+        """Fault: 404 for a model that is not served here."""
+        if name is None:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            known = ", ".join(self.models)
+            raise Fault(
+                404,
+                f"model {name[:100]!r} is not served here; there is {known}",
+                param="model",
+                code="model_not_found",
+            )
+        return self.models[name]
+
+    def answering(self) -> int:
+        """How many answers are running or waiting."""
+        return sum(len(model.thread.live) for model in self.models.values())

@@ -1,0 +1,100 @@
+"""How much one caller may ask for: nesting of a body, and requests and tokens a minute and key."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+from shenhong.serve.faults import Fault
+from shenhong.serve.settings import Limits
+
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)', re.DOTALL)
+_BRACKETS = re.compile(rb"[\[{]+|[\]}]+")
+
+
+def depth_of(body: bytes) -> int:
+    """How deep brackets nest outside strings, in linear time and without parsing (a parser would recurse)."""
+    deepest = depth = 0
+    for run in _BRACKETS.findall(_STRINGS.sub(b"", body)):
+        depth += len(run) if run[:1] in b"[{" else -len(run)
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def depth_of_value(value: Any) -> int:
+    """The same of a parsed value."""
+    depth, level = 0, [value]
+    while level:
+        depth += any(isinstance(item, dict | list) for item in level)
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    return depth
+
+
+class Bucket:
+    """A budget that refills evenly, `per_minute` a minute, and holds at most one minute's worth."""
+
+    def __init__(self, per_minute: float, now: float) -> None:
+        self.per_minute, self.level, self.seen = per_minute, per_minute, now
+
+    def wait(self, now: float, cost: float) -> float:
+        """Seconds until `cost` can be paid; 0: now. A cost beyond the whole budget needs a full bucket."""
+        refilled = self.level + (now - self.seen) * self.per_minute / 60
+        self.level, self.seen = min(self.per_minute, refilled), now
+        missing = min(cost, self.per_minute) - self.level
+        return max(0.0, missing * 60 / self.per_minute)
+
+    def take(self, cost: float) -> None:
+        """May leave a debt: what is written is only known afterwards."""
+        self.level -= cost
+
+
+class Meter:
+    """Requests and tokens of each key."""
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limits, self.clock = limits, clock
+        self._requests: dict[str, Bucket] = {}
+        self._tokens: dict[str, Bucket] = {}
+
+    def _bucket(self, buckets: dict[str, Bucket], owner: str, per_minute: float) -> Bucket:
+        if owner not in buckets:
+            buckets[owner] = Bucket(per_minute, self.clock())
+        return buckets[owner]
+
+    def request(self, owner: str) -> None:
+        """Count one request. Fault: 429 with Retry-After."""
+        limit = self.limits.requests_per_minute
+        bucket = self._bucket(self._requests, owner, limit)
+        if wait := bucket.wait(self.clock(), 1):
+            raise _too_much(f"{limit} requests a minute are allowed", wait)
+        bucket.take(1)
+
+    def prompt(self, owner: str, tokens: int) -> None:
+        """Pay for what is read before it is read. Fault: 429 with Retry-After."""
+        limit = self.limits.tokens_per_minute
+        bucket = self._bucket(self._tokens, owner, limit)
+        if wait := bucket.wait(self.clock(), tokens):
+            raise _too_much(f"{limit} tokens a minute are allowed", wait)
+        bucket.take(tokens)
+
+    def written(self, owner: str, tokens: int) -> None:
+        """Pay for what was written."""
+        bucket = self._bucket(self._tokens, owner, self.limits.tokens_per_minute)
+        bucket.take(tokens)
+
+
+def _too_much(what: str, wait: float) -> Fault:
+    return Fault(
+        429,
+        f"{what} with one key; try again in {math.ceil(wait)} s",
+        code="rate_limit_exceeded",
+        retry_after=wait,
+    )

@@ -1,0 +1,110 @@
+"""Renders one chat template for its server, each time in a process of its own that the kernel ends in time.
+
+Started as a file by `template.Template`, so that it loads jinja2 and nothing of ours. It compiles the template once,
+then forks for every rendering: a template that loops, explodes or crashes takes only its own rendering with it. A
+child has limits on processor time, memory and length of output; jinja's sandbox keeps it from Python's inner parts.
+
+On the Unix socket: a JSON line with the variables in, a JSON line {"text"} or {"error"} out; no line: it was ended.
+When standard input closes, the server is gone and so is this.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from datetime import datetime
+
+from jinja2 import TemplateError, meta
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MEMORY = 512 * 2**20  # bytes of address space a rendering may hold
+CHARACTERS = 4_000_000  # of one rendering
+
+
+def refuse(message: str) -> None:
+    """What a template calls for messages it cannot render."""
+    raise TemplateError(message)
+
+
+def environment() -> ImmutableSandboxedEnvironment:
+    """As transformers sets it up. Not optimised: folding constants would compute them while compiling."""
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], optimized=False
+    )
+    made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
+    made.globals["raise_exception"] = refuse
+    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return made
+
+
+def render(template, variables: dict) -> str:
+    pieces, room = [], CHARACTERS
+    for piece in template.generate(**variables):
+        pieces.append(piece)
+        room -= len(piece)
+        if room < 0:
+            raise TemplateError(f"it writes more than {CHARACTERS} characters")
+    return "".join(pieces)
+
+
+def answer(connection: socket.socket, template, seconds: float) -> None:
+    """In the child: one rendering, within its limits."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    for what, most in (
+        (resource.RLIMIT_CPU, int(seconds) + 1),
+        (resource.RLIMIT_AS, MEMORY),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(what, (most, most))
+    with connection.makefile("rb") as lines:
+        variables = json.loads(lines.readline())
+    result: dict[str, str]
+    try:
+        result = {"text": render(template, variables)}
+    except MemoryError:
+        result = {"error": "it needs too much memory"}
+    except RecursionError:
+        result = {"error": "it recurses without end"}
+    except Exception as error:
+        result = {"error": str(error)[:300] or type(error).__name__}
+    connection.sendall(json.dumps(result).encode() + b"\n")
+
+
+def main(path: str, listener: socket.socket, seconds: float) -> None:
+    with open(path, encoding="utf-8") as file:
+        source = file.read()
+    made = environment()
+    try:
+        template = made.from_string(source)
+        names = sorted(meta.find_undeclared_variables(made.parse(source)))
+        facts: dict = {"names": names}
+    except (TemplateError, RecursionError) as error:
+        facts = {"error": str(error)[:300]}
+    print(json.dumps(facts), flush=True)
+    if "error" in facts:
+        return
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are not waited for
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server says when to end
+    while True:
+        ready, _, _ = select.select([listener, sys.stdin], [], [])
+        if sys.stdin in ready:
+            return
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            try:
+                answer(connection, template, seconds)
+            finally:
+                os._exit(0)
+        connection.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], socket.socket(fileno=int(sys.argv[2])), float(sys.argv[3]))

@@ -1,0 +1,298 @@
+"""What callers may send, field by field. Unknown fields are refused; `Neutral` fields may only say what we do anyway.
+
+A field that is here works. A field of OpenAI's specification that cannot be honoured is typed as the one value that
+changes nothing (`store: false`, `modalities: ["text"]`), so that any other value is a 400 that names it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+Text = Annotated[str, StringConstraints(strict=True)]
+Name = Annotated[str, StringConstraints(strict=True, max_length=256)]
+TokenId = Annotated[int, Field(strict=True, ge=0, le=2**31)]
+Stops = Annotated[
+    list[Annotated[str, StringConstraints(strict=True, min_length=1, max_length=256)]],
+    Field(max_length=16),
+]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Drawing(Strict):
+    """How tokens are drawn; the same on every endpoint."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(strict=True, ge=0, le=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, lt=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: (
+        Annotated[
+            dict[Annotated[str, StringConstraints(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+            Field(max_length=1024),
+        ]
+        | None
+    ) = None  # fmt: skip
+    seed: Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: Text | Stops | None = None
+
+
+class StructuredOutputs(Strict):
+    """Exactly one: only texts of this form are written."""
+
+    json_schema: dict[str, Any] | None = Field(None, alias="json")
+    regex: Annotated[str, StringConstraints(strict=True, min_length=1)] | None = None
+    choice: Annotated[list[Text], Field(min_length=1, max_length=10_000)] | None = None
+
+    @model_validator(mode="after")
+    def one(self) -> StructuredOutputs:
+        if sum(v is not None for v in (self.json_schema, self.regex, self.choice)) != 1:
+            raise ValueError("give exactly one of json, regex and choice")
+        return self
+
+
+class SchemaFormat(Strict):
+    name: Name = "schema"
+    description: Text | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaFormat | None = None
+
+    @model_validator(mode="after")
+    def fits(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema belongs to type json_schema, and that needs it")
+        return self
+
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+    include_obfuscation: Literal[False] | None = None
+
+
+class Neutral(Strict):
+    """Fields at values that change nothing here."""
+
+    user: Text | None = None
+    metadata: dict[str, Any] | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    safety_identifier: Text | None = None
+    prompt_cache_key: Text | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory"] | None = None
+
+
+class TextPart(Strict):
+    type: Literal["text", "input_text", "output_text"]
+    text: Text
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    logprobs: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+class ChatMessage(Strict):
+    """`content` may be text parts; they are joined."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | list[TextPart] | None = None
+    name: Name | None = None
+    reasoning_content: Text | None = None
+    refusal: None = None
+    audio: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    function_call: None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: Name | None = None
+
+
+class ChatRequest(Drawing, Neutral):
+    model: Name
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
+    n: Annotated[int, Field(strict=True, ge=1)] | None = None
+    stream: Annotated[bool, Field(strict=True)] | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: Annotated[bool, Field(strict=True)] | None = None
+    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    chat_template_kwargs: dict[Name, bool | int | str] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    reasoning_effort: None = None
+    verbosity: Literal["medium"] | None = None
+    prediction: None = None
+    audio: None = None
+    web_search_options: None = None
+    functions: Annotated[list[Any], Field(max_length=0)] | None = None
+    function_call: Literal["none"] | None = None
+
+
+class CompletionRequest(Drawing, Neutral):
+    model: Name
+    prompt: (
+        Text
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[Text], Field(min_length=1)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
+    )
+    max_tokens: Annotated[int, Field(strict=True, ge=1)] | None = 16
+    n: Annotated[int, Field(strict=True, ge=1)] | None = None
+    stream: Annotated[bool, Field(strict=True)] | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    best_of: Literal[1] | None = None
+    echo: Literal[False] | None = None
+    suffix: None = None
+
+
+class InputMessage(Strict):
+    """A message of /v1/responses; those that came out of it may be sent back in."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[TextPart]
+    id: Name | None = None
+    status: Literal["completed", "incomplete", "in_progress"] | None = None
+    phase: Name | None = None
+
+
+class TextFormat(Strict):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: Name = "schema"
+    description: Text | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class TextOptions(Strict):
+    format: TextFormat | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class ResponsesRequest(Strict):
+    model: Name
+    input: Text | Annotated[list[InputMessage], Field(min_length=1)]
+    instructions: Text | None = None
+    max_output_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    stream: Annotated[bool, Field(strict=True)] | None = None
+    stream_options: StreamOptions | None = None
+    text: TextOptions | None = None
+    user: Text | None = None
+    metadata: dict[str, Any] | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    safety_identifier: Text | None = None
+    prompt_cache_key: Text | None = None
+    truncation: Literal["disabled"] | None = None
+    background: Literal[False] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    top_logprobs: Literal[0] | None = None
+    previous_response_id: None = None
+    conversation: None = None
+    prompt: None = None
+    include: Annotated[list[Any], Field(max_length=0)] | None = None
+    reasoning: None = None
+
+
+class TokenizeRequest(Strict):
+    """Give `prompt` or `messages`."""
+
+    model: Name | None = None
+    prompt: Text | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+    return_token_strs: bool = False
+
+    @model_validator(mode="after")
+    def one(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        return self
+
+
+class DetokenizeRequest(Strict):
+    model: Name | None = None
+    tokens: list[TokenId]
+
+
+# ------------------------------------------------------------------------ the page
+
+
+class TurnSettings(Drawing):
+    max_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
+
+
+class Target(Strict):
+    model: Name
+    settings: TurnSettings = TurnSettings()
+
+
+class TurnRequest(Strict):
+    parent: Name | None = None
+    text: Annotated[str, StringConstraints(strict=True, min_length=1)] | None = None
+    targets: Annotated[list[Target], Field(min_length=1, max_length=4)]
+
+    @model_validator(mode="after")
+    def answers_something(self) -> TurnRequest:
+        if self.text is None and self.parent is None:
+            raise ValueError("give text, or the user message to answer again as parent")
+        return self
+
+
+class ChatNew(Strict):
+    title: Annotated[str, StringConstraints(max_length=200)] | None = None
+
+
+class ChatChange(Strict):
+    title: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    leaf: Name | None = None
+
+
+class Login(Strict):
+    key: Annotated[str, StringConstraints(strict=True, max_length=1024)]
+
+
+class ImportedMessage(Strict):
+    id: Name
+    chat: Name | None = None
+    parent: Name | None
+    role: Literal["user", "assistant"]
+    parts: Annotated[list[dict[str, Any]], Field(max_length=100)]
+    model: Name | None = None
+    settings: dict[str, Any] | None = None
+    job: Name | None = None
+    state: Literal["done", "running", "stopped", "error"] = "done"
+    created: float = 0
+    usage: dict[str, Any] | None = None
+    timing: dict[str, Any] | None = None
+
+
+class ImportedChat(Strict):
+    id: Name | None = None
+    title: Annotated[str, StringConstraints(max_length=200)] = ""
+    created: float = 0
+    updated: float = 0
+    leaf: Name | None = None
+    messages: Annotated[list[ImportedMessage], Field(max_length=100_000)]
+    format: Literal["shenhong-chat-1"] | None = None

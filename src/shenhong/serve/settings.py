@@ -1,0 +1,59 @@
+"""What a server is told at its start: where it listens, who may ask, and how much one caller may ask for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+def setting(default: Any, help: str) -> Any:
+    """A limit with its default and the words that explain it on the command line."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request, one key and one queue may hold; each is a flag of `serve` of the same name."""
+
+    max_body_bytes: int = setting(2**20, "largest request body")
+    max_import_bytes: int = setting(2**25, "largest chat that may be imported")
+    max_json_depth: int = setting(64, "deepest nesting of a request body")
+    max_messages: int = setting(1024, "most messages of one request")
+    max_prompt_tokens: int = setting(131_072, "longest prompt; the model's context if that is less")
+    max_output_tokens: int = setting(8192, "longest answer, in tokens")
+    max_n: int = setting(16, "most answers to one request")
+    max_schema_bytes: int = setting(65_536, "largest JSON schema, regex or list of choices")
+    max_schema_depth: int = setting(32, "deepest nesting of a JSON schema")
+    max_queue: int = setting(256, "answers running or waiting per model; more are refused with 429")
+    requests_per_minute: int = setting(600, "requests a minute and key")
+    tokens_per_minute: int = setting(1_000_000, "tokens read and written a minute and key")
+    template_seconds: float = setting(2.0, "longest time a chat template may take")
+    slow_reader_seconds: float = setting(
+        30.0, "a stream whose reader takes nothing so long is closed"
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """host, port: where to listen; port 0 takes a free one. keys: who may ask; empty: everyone on loopback.
+
+    data: folder of the chat database. runs: folder whose runs are shown, or None. drain_seconds: how long answers
+    may go on after SIGTERM. allow_hosts: further names under which the server may be addressed.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: tuple[str, ...] = ()
+    data: Path | None = None
+    runs: Path | None = None
+    drain_seconds: float = 20.0
+    allow_hosts: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+
+def default_data() -> Path:
+    """$XDG_DATA_HOME/shenhong, by default ~/.local/share/shenhong."""
+    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(home) / "shenhong"

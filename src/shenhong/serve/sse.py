@@ -1,0 +1,111 @@
+"""Server-sent events that end well: a reader that leaves stops its source at once, an idle stream stays alive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from shenhong.errors import ShenhongError
+from shenhong.serve.faults import Fault, bad
+
+log = logging.getLogger("shenhong")
+
+ALIVE_SECONDS = 15.0
+DONE = b"data: [DONE]\n\n"
+
+
+def event(data: Any, kind: str | None = None, number: int | None = None) -> bytes:
+    """One event; `data` is written as JSON."""
+    head = "" if number is None else f"id: {number}\n"
+    head += "" if kind is None else f"event: {kind}\n"
+    return f"{head}data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+class EventStream(Response):
+    """`source` yields bytes. It is closed when the reader leaves, and told apart from others by nothing but that."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, source: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self.source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pump = asyncio.create_task(self._pump(send))
+        left = asyncio.create_task(gone(receive))
+        try:
+            await asyncio.wait({pump, left}, return_when=asyncio.FIRST_COMPLETED)
+            if pump.done():
+                await pump
+        finally:
+            for task in (pump, left):
+                task.cancel()
+            await asyncio.gather(pump, left, return_exceptions=True)
+            await self.source.aclose()
+
+    async def _pump(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        next_piece: asyncio.Task[bytes] | None = None
+        try:
+            while True:
+                next_piece = next_piece or asyncio.ensure_future(anext(self.source))
+                done, _ = await asyncio.wait({next_piece}, timeout=ALIVE_SECONDS)
+                piece = b": alive\n\n"
+                if done:
+                    task, next_piece = next_piece, None
+                    try:
+                        piece = task.result()
+                    except StopAsyncIteration:
+                        break
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        finally:
+            if next_piece is not None:
+                next_piece.cancel()
+                with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration, Exception):
+                    await next_piece
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def gone(receive: Receive) -> None:
+    """Returns when the other side has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_gone(request: Request, work: Any) -> Any:
+    """The result of `work`, which is cancelled when the caller leaves before it is done."""
+    task, left = asyncio.ensure_future(work), asyncio.create_task(gone(request.receive))
+    try:
+        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise bad("the caller left")  # nobody reads this
+        return task.result()
+    finally:
+        for one in (task, left):
+            one.cancel()
+        await asyncio.gather(task, left, return_exceptions=True)
+
+
+async def faults_told(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """After the head of a stream is sent, an error can only be an event."""
+    try:
+        async for piece in source:
+            yield piece
+    except Fault as fault:
+        yield event(fault.body())
+    except ShenhongError as error:
+        yield event(bad(" ".join(str(error).splitlines())).body())
+    except Exception:
+        log.exception("a stream failed")
+        yield event(Fault(500, "the server failed on this request; its log says why").body())
+    finally:
+        await source.aclose()

@@ -1,0 +1,382 @@
+"""Chats, messages, jobs and their events in one SQLite file (WAL), used from one thread.
+
+Everything belongs to an owner, and every look-up names one: the id of a chat alone opens nothing. An event of a job
+is in the file before anyone is told of it, so what a reader has seen is never lost by a restart.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from shenhong.errors import ServeError
+
+FORMAT = 1
+CHANGES_KEPT = 10_000
+EVENTS_KEPT_SECONDS = 24 * 3600  # of ended jobs; the message itself stays
+SCHEMA = """
+CREATE TABLE chat (id TEXT PRIMARY KEY, owner TEXT NOT NULL, title TEXT NOT NULL, created REAL NOT NULL,
+  updated REAL NOT NULL, leaf TEXT);
+CREATE INDEX chat_of ON chat (owner, updated);
+CREATE TABLE message (id TEXT PRIMARY KEY, chat TEXT NOT NULL REFERENCES chat ON DELETE CASCADE, parent TEXT,
+  role TEXT NOT NULL, parts TEXT NOT NULL, text TEXT NOT NULL, model TEXT, settings TEXT, job TEXT,
+  state TEXT NOT NULL, created REAL NOT NULL, usage TEXT, timing TEXT);
+CREATE INDEX message_of ON message (chat);
+CREATE TABLE job (id TEXT PRIMARY KEY, owner TEXT NOT NULL, chat TEXT NOT NULL REFERENCES chat ON DELETE CASCADE,
+  message TEXT NOT NULL, state TEXT NOT NULL, ended REAL);
+CREATE TABLE job_event (job TEXT NOT NULL REFERENCES job ON DELETE CASCADE, number INTEGER NOT NULL,
+  kind TEXT NOT NULL, data TEXT NOT NULL, PRIMARY KEY (job, number)) WITHOUT ROWID;
+CREATE TABLE change (id INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL, data TEXT NOT NULL);
+"""
+_JSON = ("parts", "settings", "usage", "timing")
+_MESSAGE = "id, chat, parent, role, parts, model, settings, job, state, created, usage, timing"
+
+
+def new_id() -> str:
+    return uuid.uuid4().hex
+
+
+def text_of(parts: Iterable[dict[str, Any]]) -> str:
+    """What a message says, for searching and for the model's next turn; thinking and errors are not part of it."""
+    return "\n".join(_said(part) for part in parts if part.get("type") in ("text", "verse"))
+
+
+def _said(part: dict[str, Any]) -> str:
+    if part["type"] == "verse":
+        lines = part.get("lines") or []
+        return "".join(f"{line.get('text', '')}{line.get('stop', '')}" for line in lines)
+    return str(part.get("text", ""))
+
+
+class Store:
+    """Open it in the thread that uses it. Errors: ServeError where the file cannot be used."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.db = self._open()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError) and not _damaged(error):
+                raise ServeError(
+                    f"cannot open {path} ({error}); check the folder or choose another with --data"
+                ) from None
+            self._set_aside(error)
+            self.db = self._open()
+        except OSError as error:
+            raise ServeError(
+                f"cannot make {path.parent}: {error.strerror}; choose another folder with --data"
+            ) from None
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        try:
+            db.row_factory = sqlite3.Row
+            db.execute("PRAGMA busy_timeout = 5000")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA foreign_keys = ON")
+            found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version > FORMAT:
+                raise ServeError(
+                    f"{self.path} was written by a newer version; use that one, or another folder with --data"
+                )
+            if version < FORMAT:
+                db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
+            db.execute(f"SELECT {_MESSAGE} FROM message LIMIT 1").fetchone()
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _set_aside(self, error: Exception) -> None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}-{new_id()[:6]}")
+        try:
+            for end in ("", "-wal", "-shm"):
+                part = self.path.with_name(self.path.name + end)
+                if part.exists():
+                    part.rename(aside.with_name(aside.name + end))
+        except OSError as reason:
+            raise ServeError(
+                f"{self.path} is damaged ({error}) and cannot be moved: {reason.strerror}"
+            ) from None
+        print(
+            f"shenhong: {self.path} is damaged ({error}); it is now {aside.name} and an empty one is begun",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def close(self) -> None:
+        self.db.close()
+
+    # ---------------------------------------------------------------- chats
+
+    def chats(
+        self, owner: str, search: str, limit: int, before: float | None
+    ) -> list[dict[str, Any]]:
+        """Newest first. With `search`, those whose title or messages hold it, with a snippet."""
+        pattern = "%" + search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+        rows = self.db.execute(
+            """SELECT id, title, created, updated, (SELECT text FROM message WHERE chat = chat.id
+                 AND text LIKE :pattern ESCAPE '\\' LIMIT 1) AS found FROM chat
+               WHERE owner = :owner AND updated < :before
+                 AND (:search = '' OR title LIKE :pattern ESCAPE '\\' OR found IS NOT NULL)
+               ORDER BY updated DESC LIMIT :limit""",
+            {
+                "owner": owner,
+                "before": before if before is not None else 1e18,
+                "search": search,
+                "pattern": pattern,
+                "limit": limit,
+            },
+        ).fetchall()
+        return [
+            {k: row[k] for k in ("id", "title", "created", "updated")}
+            | ({"snippet": _snippet(row["found"], search)} if search and row["found"] else {})
+            for row in rows
+        ]
+
+    def chat(self, owner: str, chat: str) -> dict[str, Any] | None:
+        row = self.db.execute(
+            "SELECT id, title, created, updated, leaf FROM chat WHERE id = ? AND owner = ?",
+            (chat, owner),
+        ).fetchone()
+        return dict(row) if row else None
+
+    def whole_chat(self, owner: str, chat: str) -> dict[str, Any] | None:
+        found = self.chat(owner, chat)
+        return None if found is None else found | {"messages": self.messages(chat)}
+
+    def messages(self, chat: str) -> list[dict[str, Any]]:
+        rows = self.db.execute(
+            f"SELECT {_MESSAGE} FROM message WHERE chat = ? ORDER BY created, rowid", (chat,)
+        )
+        return [_message(row) for row in rows]
+
+    def message(self, message: str) -> dict[str, Any] | None:
+        row = self.db.execute(f"SELECT {_MESSAGE} FROM message WHERE id = ?", (message,)).fetchone()
+        return _message(row) if row else None
+
+    def create_chat(
+        self,
+        owner: str,
+        title: str,
+        messages: list[dict[str, Any]] | None = None,
+        leaf: str | None = None,
+    ) -> dict[str, Any]:
+        now = time.time()
+        chat = {"id": new_id(), "title": title, "created": now, "updated": now, "leaf": leaf}
+        with self._writing():
+            self.db.execute(
+                "INSERT INTO chat (id, title, created, updated, leaf, owner) VALUES (?, ?, ?, ?, ?, ?)",
+                (*chat.values(), owner),
+            )
+            for message in messages or []:
+                self._insert(message | {"chat": chat["id"]})
+            self._change(owner, {"kind": "chat", "chat": chat["id"]})
+        return chat | {"messages": self.messages(chat["id"])}
+
+    def change_chat(self, owner: str, chat: str, changes: dict[str, Any]) -> dict[str, Any] | None:
+        with self._writing():
+            for name in ("title", "leaf"):
+                if name in changes:
+                    self.db.execute(
+                        f"UPDATE chat SET {name} = ? WHERE id = ? AND owner = ?",
+                        (changes[name], chat, owner),
+                    )
+            self._change(owner, {"kind": "chat", "chat": chat})
+        return self.chat(owner, chat)
+
+    def delete_chat(self, owner: str, chat: str) -> bool:
+        with self._writing():
+            count = self.db.execute(
+                "DELETE FROM chat WHERE id = ? AND owner = ?", (chat, owner)
+            ).rowcount
+            if count:
+                self._change(owner, {"kind": "deleted", "chat": chat})
+        return bool(count)
+
+    # ---------------------------------------------------------------- turns and jobs
+
+    def add_turn(
+        self, owner: str, chat: str, title: str | None, user: dict | None, answers: list[dict]
+    ) -> None:
+        """A user message and the answers begun to it, each with its job, all or nothing."""
+        with self._writing():
+            for message in [*([user] if user else []), *answers]:
+                self._insert(message)
+                self._change(owner, {"kind": "message", "chat": chat, "message": message["id"]})
+            self.db.executemany(
+                "INSERT INTO job (id, owner, chat, message, state) VALUES (?, ?, ?, ?, 'running')",
+                [(answer["job"], owner, chat, answer["id"]) for answer in answers],
+            )
+            self.db.execute(
+                "UPDATE chat SET leaf = ?, updated = ?, title = coalesce(?, title) WHERE id = ?",
+                (answers[0]["id"], time.time(), title, chat),
+            )
+            self._change(owner, {"kind": "chat", "chat": chat})
+
+    def job(self, owner: str, job: str) -> dict[str, Any] | None:
+        row = self.db.execute(
+            "SELECT id, chat, message, state FROM job WHERE id = ? AND owner = ?", (job, owner)
+        ).fetchone()
+        return dict(row) if row else None
+
+    def job_events(self, job: str, after: int) -> list[tuple[int, str, str]]:
+        """(number, kind, data as JSON) of the events after number `after`."""
+        rows = self.db.execute(
+            "SELECT number, kind, data FROM job_event WHERE job = ? AND number > ? ORDER BY number",
+            (job, after),
+        )
+        return [tuple(row) for row in rows]
+
+    def add_job_events(self, job: str, events: list[tuple[int, str, str]]) -> bool:
+        """False where the job is gone with its chat."""
+        try:
+            with self._writing():
+                self.db.executemany(
+                    "INSERT INTO job_event (job, number, kind, data) VALUES (?, ?, ?, ?)",
+                    [(job, *event) for event in events],
+                )
+        except sqlite3.IntegrityError:
+            return False
+        return True
+
+    def end_job(self, owner: str, job: str, number: int, message: dict[str, Any]) -> bool:
+        """The finished message and the event that tells of it. False where the chat is gone."""
+        try:
+            with self._writing():
+                self._end(owner, job, number, message)
+        except sqlite3.IntegrityError:
+            return False
+        return True
+
+    def _end(self, owner: str, job: str, number: int, message: dict[str, Any]) -> None:
+        self.db.execute(
+            "UPDATE message SET parts = ?, text = ?, state = ?, usage = ?, timing = ? WHERE id = ?",
+            (
+                json.dumps(message["parts"], ensure_ascii=False),
+                text_of(message["parts"]),
+                message["state"],
+                json.dumps(message.get("usage")),
+                json.dumps(message.get("timing")),
+                message["id"],
+            ),
+        )
+        failed = message["state"] == "error"
+        data = {"message": message["parts"][-1].get("message", "")} if failed else {}
+        self.db.execute(
+            "INSERT INTO job_event (job, number, kind, data) VALUES (?, ?, ?, ?)",
+            (job, number, "failed" if failed else "done", json.dumps(data, ensure_ascii=False)),
+        )
+        self.db.execute(
+            "UPDATE job SET state = 'ended', ended = ? WHERE id = ?", (time.time(), job)
+        )
+        self._change(owner, {"kind": "message", "chat": message["chat"], "message": message["id"]})
+
+    def recover(self) -> None:
+        """At the start: jobs that a kill cut short keep what they had written; old events are cleared."""
+        rows = self.db.execute(
+            "SELECT id, owner, message FROM job WHERE state = 'running'"
+        ).fetchall()
+        for row in rows:
+            message = self.message(row["message"])
+            events = self.job_events(row["id"], 0)
+            with self._writing():
+                if message is None:
+                    self.db.execute("UPDATE job SET state = 'ended' WHERE id = ?", (row["id"],))
+                    continue
+                said: dict[str, str] = {}
+                for _, kind, data in events:
+                    if kind == "delta":
+                        delta = json.loads(data)
+                        said[delta["part"]] = said.get(delta["part"], "") + delta["text"]
+                parts = [{"type": kind, "text": text} for kind, text in sorted(said.items())]
+                last = events[-1][0] if events else 0
+                self._end(
+                    row["owner"],
+                    row["id"],
+                    last + 1,
+                    message | {"parts": parts, "state": "stopped"},
+                )
+        with self._writing():
+            self.db.execute(
+                """DELETE FROM job_event WHERE kind = 'delta' AND job IN
+                     (SELECT id FROM job WHERE state = 'ended' AND ended < ?)""",
+                (time.time() - EVENTS_KEPT_SECONDS,),
+            )
+
+    # ---------------------------------------------------------------- changes for other tabs
+
+    def changes(self, owner: str, after: int) -> list[tuple[int, str]]:
+        rows = self.db.execute(
+            "SELECT id, data FROM change WHERE owner = ? AND id > ? ORDER BY id LIMIT 1000",
+            (owner, after),
+        )
+        return [tuple(row) for row in rows]
+
+    def last_change(self) -> int:
+        return self.db.execute("SELECT coalesce(max(id), 0) FROM change").fetchone()[0]
+
+    def _change(self, owner: str, data: dict[str, Any]) -> None:
+        number = self.db.execute(
+            "INSERT INTO change (owner, data) VALUES (?, ?)", (owner, json.dumps(data))
+        ).lastrowid
+        assert number is not None
+        if number % 1000 == 0:
+            self.db.execute("DELETE FROM change WHERE id <= ?", (number - CHANGES_KEPT,))
+
+    # ---------------------------------------------------------------- below
+
+    def _insert(self, message: dict[str, Any]) -> None:
+        values = {
+            name: json.dumps(message.get(name), ensure_ascii=False)
+            if name in _JSON
+            else message.get(name)
+            for name in _MESSAGE.split(", ")
+        }
+        values["text"] = text_of(message["parts"])
+        names = ", ".join(values)
+        marks = ", ".join("?" * len(values))
+        self.db.execute(f"INSERT INTO message ({names}) VALUES ({marks})", tuple(values.values()))
+
+    def _writing(self) -> _Transaction:
+        return _Transaction(self.db)
+
+
+class _Transaction:
+    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK where the block raised."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+
+    def __enter__(self) -> None:
+        self.db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self.db.in_transaction:
+            self.db.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
+def _damaged(error: sqlite3.Error) -> bool:
+    words = str(error).lower()
+    return any(word in words for word in ("no such", "malformed", "corrupt", "already exists"))
+
+
+def _message(row: sqlite3.Row) -> dict[str, Any]:
+    return {name: json.loads(row[name]) if name in _JSON else row[name] for name in row.keys()}  # noqa: SIM118
+
+
+def _snippet(text: str, search: str, around: int = 40) -> str:
+    place = max(0, text.lower().find(search.lower()))
+    return text[max(0, place - around) : place + len(search) + around]

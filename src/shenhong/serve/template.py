@@ -1,0 +1,162 @@
+"""A model's own chat template: from messages to the tokens of its prompt.
+
+The template comes with the model and the messages from a caller, so neither is trusted: `sandbox` renders, this asks.
+What callers write can never become a special token: in their text a mark is put inside everything that could begin
+the name of one, the rendered text is cut at the names that are left, and the mark is taken out again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shenhong.errors import ServeError
+from shenhong.normalise import normalise
+from shenhong.serve import sandbox
+from shenhong.serve.faults import Fault, bad
+from shenhong.tokenizer import Tokenizer
+
+AT_ONCE = 8  # renderings
+START_SECONDS = 10.0
+OURS = {"messages", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "tools"}
+
+
+class Template:
+    """Use as a context manager, or `close` it. Errors: ServeError when the template cannot be used at all."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, seconds: float) -> None:
+        path = Path(folder) / "chat_template.jinja"
+        try:
+            self.source = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ServeError(f"cannot read {path} ({error}); copy the model folder again") from None
+        self.tokenizer, self.seconds = tokenizer, seconds
+        self._folder = tempfile.TemporaryDirectory(prefix="shenhong-")
+        self._address = str(Path(self._folder.name) / "template")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self._address)
+            listener.listen(128)
+            number = str(listener.fileno())
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", sandbox.__file__, str(path), number, str(seconds)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=[listener.fileno()],
+            )
+        facts = self._facts(path)
+        self.variables = frozenset(facts["names"])
+        self.thinking = "<think>" in self.source
+        self._gate = asyncio.Semaphore(AT_ONCE)
+        special = [t.content for t in tokenizer.backend.get_added_tokens_decoder().values()]
+        names = sorted(filter(None, special), key=len, reverse=True)
+        self._special = {name: tokenizer.backend.token_to_id(name) or 0 for name in names}
+        self._cut = re.compile("(" + "|".join(map(re.escape, names)) + ")")
+        starts = (f"{re.escape(n[0])}(?={re.escape(n[1:2])}|\\Z)" for n in names)
+        self._begins = re.compile("|".join(dict.fromkeys(starts)))
+
+    def _facts(self, path: Path) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        try:
+            # Compiling may hang too: whoever reads waits only so long.
+            import select
+
+            ready, _, _ = select.select([self._process.stdout], [], [], START_SECONDS)
+            facts = json.loads(self._process.stdout.readline()) if ready else {"error": "it hangs"}
+        except ValueError:
+            facts = {"error": "its process ended"}
+        if "error" in facts:
+            self.close()
+            raise ServeError(f"{path} is no usable chat template: {facts['error']}")
+        return facts
+
+    def close(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._process.terminate()
+        self._process.wait()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Template:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def prompt(
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        more: Mapping[str, Any] | None = None,
+        generation: bool = True,
+    ) -> tuple[list[int], bool]:
+        """Tokens of a conversation up to where the answer begins, and whether it begins inside of thinking.
+
+        `more`: further variables of the template. Fault: 400 where it refuses, loops or explodes.
+        """
+        said_all: list[dict[str, Any]] = [dict(message) for message in messages]
+        said = json.dumps([said_all, more or {}], ensure_ascii=False)
+        mark = next(chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in said)
+        for message in said_all:
+            if isinstance(text := message.get("content"), str):
+                text = normalise(text) if self.tokenizer.simplify else text
+                message["content"] = self._begins.sub(lambda found: found[0] + mark, text)
+        variables = {
+            "messages": said_all,
+            "add_generation_prompt": generation,
+            "bos_token": self._name(self.tokenizer.bos_id),
+            "eos_token": self._name(self.tokenizer.eos_id),
+            "pad_token": self._name(self.tokenizer.pad_id),
+            **(more or {}),
+        }
+        text = await self._render(variables)
+        ids: list[int] = []
+        for piece in self._cut.split(text):
+            if piece in self._special:
+                ids.append(self._special[piece])
+            elif piece:
+                ids += self.tokenizer.encode(piece.replace(mark, ""))
+        thinking = self.thinking and text.rfind("<think>") > text.rfind("</think>")
+        return ids, generation and thinking and text.rstrip().endswith("<think>")
+
+    def _name(self, token: int) -> str:
+        return self.tokenizer.backend.id_to_token(token) or ""
+
+    async def _render(self, variables: dict[str, Any]) -> str:
+        too_long = bad(
+            f"the model's chat template did not finish within {self.seconds:g} s on these messages",
+            "messages",
+            "template",
+        )
+        try:
+            async with self._gate, asyncio.timeout(self.seconds + 1):
+                reader, writer = await asyncio.open_unix_connection(
+                    self._address, limit=8 * sandbox.CHARACTERS
+                )
+                try:
+                    writer.write(json.dumps(variables).encode() + b"\n")
+                    await writer.drain()
+                    line = await reader.readline()
+                finally:
+                    writer.close()
+        except TimeoutError:
+            raise too_long from None
+        except OSError:
+            raise Fault(500, "the chat template's process is gone; restart the server") from None
+        if not line:
+            raise too_long
+        result = json.loads(line)
+        if "error" in result:
+            raise bad(
+                f"the model's chat template refuses these messages: {result['error']}",
+                "messages",
+                "template",
+            )
+        return result["text"]
