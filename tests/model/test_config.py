@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -56,6 +58,63 @@ def test_impossible_yarn_is_refused():
     for values in ({"factor": 0.5}, {"beta_fast": 1.0}, {"original_max_position_embeddings": 0}):
         with pytest.raises(ModelError):
             Yarn(**({"factor": 2.0, "original_max_position_embeddings": 16} | values))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"routed_scaling_factor": "2,5"}, "routed_scaling_factor is '2,5'; expected float"),
+        ({"routed_scaling_factor": "auto"}, "routed_scaling_factor is 'auto'; expected float"),
+        ({"rope_parameters": {"rope_theta": "1e4"}}, "rope_theta is '1e4'; expected float"),
+        ({"rope_parameters": "yarn"}, "rope_parameters is 'yarn'; expected an object"),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": "4",
+                    "original_max_position_embeddings": 16,
+                }
+            },
+            "factor is '4'; expected float",
+        ),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "YaRN needs factor and"),
+        ({"hidden_size": None}, "hidden_size missing"),
+        ({"eos_token_id": []}, "eos_token_id is []; expected int"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; expected float"),
+    ],
+)
+def test_a_config_file_with_a_wrong_value_is_refused_by_file_and_field(change, says, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(random_config(0).to_hf() | change))
+    with pytest.raises(ModelError) as error:
+        ModelConfig.read(path)
+    assert str(error.value).startswith(f"{path}: ") and says in str(error.value)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+HF = random_config(0).to_hf()
+ROPE = ("rope_type", "rope_theta", "factor", "original_max_position_embeddings", "mscale")
+
+
+@given(st.sampled_from(sorted(HF)), anything | st.dictionaries(st.sampled_from(ROPE), anything))
+def test_whatever_a_config_file_says_it_is_read_or_refused_in_one_line(name, value):
+    try:
+        ModelConfig.from_hf(HF | {name: value}, "c.json")
+    except ModelError as error:
+        assert str(error).startswith("c.json: ") and len(str(error).splitlines()) == 1
+
+
+def test_a_number_that_no_float_holds_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    for digits in (400, 5000):
+        text = json.dumps(HF | {"routed_scaling_factor": 0})
+        path.write_text(text.replace('factor": 0', 'factor": ' + "9" * digits))
+        with pytest.raises(ModelError, match=r"is 9+; expected|not JSON"):
+            ModelConfig.read(path)
 
 
 def test_a_dense_model_needs_no_expert_settings():

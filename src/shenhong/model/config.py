@@ -30,6 +30,8 @@ class Yarn:
     mscale_all_dim: float = 1.0
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_type(field.name, str(field.type), getattr(self, field.name))
         if self.factor < 1:
             raise ModelError(f"rope factor {self.factor} must be at least 1")
         if self.original_max_position_embeddings < 1:
@@ -215,24 +217,24 @@ class ModelConfig:
         for name, (wanted, default) in _ONLY.items():
             if values.get(name, default) not in wanted:
                 raise ModelError(
-                    f"{where}: {name} is {values.get(name)!r}; only {wanted[0]!r} is supported"
+                    f"{where}: {name} is {values.get(name)!r:.80}; only {wanted[0]!r} is supported"
                 )
         heads = values.get("num_attention_heads")
         if values.get("num_key_value_heads", heads) not in (heads, None):
             raise ModelError(f"{where}: num_key_value_heads must equal num_attention_heads in MLA")
         required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-        missing = [name for name in required if name not in values]
+        missing = [name for name in required if values.get(name) is None]
         if missing:
             raise ModelError(f"{where}: {', '.join(missing)} missing")
         kept = {name: values[name] for name in _SAME_NAME if name in values}
         # DeepSeek's own files leave unused group limits as null.
         kept = {k: v for k, v in kept.items() if v is not None or k in _MAY_BE_NONE}
-        if isinstance(kept.get("eos_token_id"), list):
+        if isinstance(kept.get("eos_token_id"), list) and kept["eos_token_id"]:
             kept["eos_token_id"] = kept["eos_token_id"][0]
-        theta, yarn = _rope_from_hf(values, where)
-        kept["routed_scaling_factor"] = float(kept.get("routed_scaling_factor", 1.0))
         try:
-            return cls(**kept, rope_theta=theta, rope_scaling=yarn)
+            factor = _number("routed_scaling_factor", kept.pop("routed_scaling_factor", 1.0))
+            theta, yarn = _rope_from_hf(values)
+            return cls(**kept, routed_scaling_factor=factor, rope_theta=theta, rope_scaling=yarn)
         except ModelError as error:
             raise ModelError(f"{where}: {error}") from None
 
@@ -243,7 +245,7 @@ class ModelConfig:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ModelError(f"{path} is missing; give a finished model folder") from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"{path} is not JSON ({error}); copy the model folder again") from None
         if not isinstance(values, dict):
             raise ModelError(f"{path} is not a JSON object")
@@ -295,30 +297,37 @@ def _check_type(name: str, annotation: str, value: object) -> None:
     if value is None:
         good = "None" in annotation
     if isinstance(value, str) and name == "routed_scaling_factor":
-        good = value == "auto"
+        good = good and value == "auto"
+    if isinstance(value, int | float) and not -1e300 < value < 1e300:
+        good = False  # NaN and infinity among them
     if not good:
-        raise ModelError(f"{name} is {value!r}; expected {annotation}")
+        raise ModelError(f"{name} is {value!r:.80}; expected {annotation}")
 
 
-def _rope_from_hf(values: dict[str, Any], where: str) -> tuple[float, Yarn | None]:
+def _number(name: str, value: Any) -> float:
+    _check_type(name, "float", value)
+    return float(value)
+
+
+def _rope_from_hf(values: dict[str, Any]) -> tuple[float, Yarn | None]:
     """RoPE from the new field (rope_parameters) or the old pair (rope_theta, rope_scaling)."""
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta", values.get("rope_theta", 10000.0)))
+    if not isinstance(rope, dict):
+        raise ModelError(f"rope_parameters is {rope!r:.80}; expected an object")
+    theta = _number("rope_theta", rope.get("rope_theta", values.get("rope_theta", 10000.0)))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return theta, None
     if kind != "yarn":
-        raise ModelError(f'{where}: rope type {kind!r}; only "default" and "yarn" are supported')
+        raise ModelError(f'rope type {kind!r:.80}; only "default" and "yarn" are supported')
     names = {f.name for f in dataclasses.fields(Yarn)}
     extra = set(rope) - names - {"rope_type", "type", "rope_theta"}
     if extra:
-        raise ModelError(f"{where}: unsupported YaRN setting {', '.join(sorted(extra))}")
+        raise ModelError(f"unsupported YaRN setting {', '.join(sorted(extra))}")
     try:
         return theta, Yarn(**{k: v for k, v in rope.items() if k in names})
     except TypeError:
-        raise ModelError(
-            f"{where}: YaRN needs factor and original_max_position_embeddings"
-        ) from None
+        raise ModelError("YaRN needs factor and original_max_position_embeddings") from None
 
 
 def auto_scaling_factor(chosen: int, experts: int) -> float:
