@@ -88,6 +88,13 @@ def test_a_run_says_what_it_did_and_where_its_report_is(tiny: Tiny) -> None:
     assert tiny.printed.splitlines()[-1] == f"report: {tiny.run / 'report.html'}"
 
 
+def test_the_start_of_the_command_takes_of_the_minutes(tiny: Tiny) -> None:
+    stages = json.loads((tiny.run / "manifest.json").read_text())["stages"]
+    assert list(stages) == ["start", *STAGES]
+    assert 0.2 < stages["start"]["seconds"] < 60  # torch alone takes that
+    assert pipeline._seconds_spent({"stages": stages}) == sum(s["seconds"] for s in stages.values())
+
+
 def test_a_finished_run_does_nothing_again(copy: Path, capfd: Captured) -> None:
     before = state(copy)
     assert main(["train", str(copy)]) == 0

@@ -43,6 +43,29 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path):
     assert os.listdir(tmp_path) == ["f"]
 
 
+def test_a_folder_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    synced, before_rename = set(), set()
+    fsync, replace = os.fsync, os.replace
+
+    def note(descriptor):
+        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def rename(*paths):
+        before_rename.update(synced)
+        replace(*paths)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "replace", rename)
+    with atomic_folder(tmp_path / "f") as folder:
+        (folder / "x").write_text("1")
+        (folder / "in").mkdir()
+        (folder / "in" / "y").write_text("2")
+    wanted = {str(folder / name) for name in (".", "x", "in", "in/y")}
+    assert before_rename == wanted
+    assert str(tmp_path) in synced
+
+
 def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
     path = tmp_path / "run"
     code = f"""

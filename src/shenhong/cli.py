@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 2 for an error a person can mend, 130 after Ctrl-C."""
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ask for an orderly stop
+        begun = time.monotonic()  # before torch is loaded, which takes seconds
         options = parser().parse_args(arguments)
+        options.begun = begun
         options.verb(options)
         sys.stdout.flush()  # a reader who left shows here, and not at exit
         return 0
@@ -126,6 +130,9 @@ def parser() -> argparse.ArgumentParser:
     quick.add_argument(
         "--seed", type=int, default=None, help="seed of everything random (default: the recipe's)"
     )
+    quick.add_argument(
+        "--no-serve", action="store_true", help="end with the poems and open no chat page"
+    )
 
     trainer = verb(
         "train",
@@ -191,11 +198,71 @@ def parser() -> argparse.ArgumentParser:
     ev.add_argument("model", metavar="RUN", type=Path, help="a run folder")
     ev.add_argument("--json", action="store_true", help="print the measures as JSON")
 
+    server = verb(
+        "serve",
+        serve,
+        "open the chat page and an OpenAI-compatible API",
+        "shenhong serve runs/poet --port 8000",
+    )
+    server.add_argument(
+        "models", metavar="MODEL", nargs="+", type=Path, help="run folders or model folders"
+    )
+    _add_serving(server)
+
     about = verb("info", info, "say what a run or a model folder holds", "shenhong info runs/poet")
     about.add_argument("model", metavar="MODEL|RUN", type=Path)
     about.add_argument("--json", action="store_true", help="machine-readable")
 
     return top
+
+
+def _add_serving(server: argparse.ArgumentParser) -> None:
+    """The flags of serve; each limit is one."""
+    from shenhong.serve import Limits, Settings
+
+    plain = Settings()
+    server.add_argument("--host", default=plain.host, help="address to listen on")
+    server.add_argument("--port", type=int, default=plain.port, help="0 takes a free one")
+    server.add_argument(
+        "--api-key-file", type=Path, default=None, help="who may ask: a file with one key a line"
+    )
+    server.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="another name the server is addressed by (may be repeated)",
+    )
+    server.add_argument(
+        "--runs", type=Path, default=None, help="folder of runs to show (default: runs, if there)"
+    )
+    server.add_argument(
+        "--data",
+        metavar="DIR",
+        type=Path,
+        default=None,
+        help="folder of the chats (default: shenhong in the user's data folder)",
+    )
+    server.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="arithmetic; in float32 an answer never depends on others in the batch",
+    )
+    server.add_argument(
+        "--drain-seconds",
+        type=_positive,
+        default=plain.drain_seconds,
+        help="how long running answers may go on after Ctrl-C",
+    )
+    for limit in dataclasses.fields(Limits):
+        server.add_argument(
+            f"--{limit.name.replace('_', '-')}",
+            metavar="N",
+            type=_positive if isinstance(limit.default, float) else _count,
+            default=limit.default,
+            help=limit.metadata["help"],
+        )
 
 
 def _number(kind: Any, text: str) -> Any:
@@ -227,7 +294,7 @@ def quickstart(options: argparse.Namespace) -> None:
     if options.seed is not None:
         changes.append(f"seed={options.seed}")
     run_path = options.run
-    if not pipeline.run(load(pipeline.bundled(POET), changes), run_path):
+    if not pipeline.run(load(pipeline.bundled(POET), changes), run_path, begun=options.begun):
         return
     titles = ["七绝 长城", "五绝 春夜", "七律 江上", "五律 明月"]
     poems = _answers(run_path, titles, 256, 0.8, 0, 1.0, 0)
@@ -235,6 +302,37 @@ def quickstart(options: argparse.Namespace) -> None:
         print(f"\n{title}\n{poem}")
     print()
     print(pipeline.summary(run_path))
+
+
+    if options.no_serve or not sys.stdout.isatty():
+        print(f"chat with it: shenhong serve {run_path}")
+    else:
+        _serve([run_path], parser().parse_args(["serve", str(run_path)]))
+
+
+def serve(options: argparse.Namespace) -> None:
+    _serve(options.models, options)
+
+
+def _serve(models: list[Path], options: argparse.Namespace) -> None:
+    import torch
+
+    from shenhong.serve import Limits, Settings
+    from shenhong.serve.guard import read_keys
+    from shenhong.serve.server import serve
+
+    runs = options.runs or (Path("runs") if Path("runs").is_dir() else None)
+    settings = Settings(
+        host=options.host,
+        port=options.port,
+        keys=read_keys(options.api_key_file) if options.api_key_file else (),
+        data=options.data,
+        runs=runs,
+        drain_seconds=options.drain_seconds,
+        allow_hosts=tuple(options.allow_host),
+        limits=Limits(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Limits)}),
+    )
+    serve(models, settings, getattr(torch, options.dtype))
 
 
 def train(options: argparse.Namespace) -> None:
@@ -254,7 +352,7 @@ def train(options: argparse.Namespace) -> None:
     else:
         recipe = load(source, options.changes)
         run_path = options.run or Path("runs") / recipe.name
-    if pipeline.run(recipe, run_path, until=options.until):
+    if pipeline.run(recipe, run_path, until=options.until, begun=options.begun):
         print(pipeline.summary(run_path))
 
 

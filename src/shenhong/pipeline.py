@@ -39,15 +39,17 @@ class Context:
     path: Path
     mesh: Mesh
     run: Run | None
+    begun: float | None = None  # when the command began (monotonic), until that is booked
 
     def say(self, text: str) -> None:
         if self.mesh.leads:
             print(text, file=sys.stderr, flush=True)
 
 
-def run(recipe: Recipe, path: Path, until: str | None = None) -> bool:
+def run(recipe: Recipe, path: Path, until: str | None = None, begun: float | None = None) -> bool:
     """Run every stage of ``recipe`` in the folder ``path`` that is not done; ``until`` is the last one.
 
+    ``begun`` is when the command began (time.monotonic): loading libraries takes of the minutes too.
     Returns whether this process leads: of several, it alone speaks of the result.
     """
     mesh = join()
@@ -55,7 +57,7 @@ def run(recipe: Recipe, path: Path, until: str | None = None) -> bool:
     try:
         with _together(mesh):
             opened = Run(path, create=True) if mesh.leads else None
-            context = Context(recipe, Path(path), mesh, opened)
+            context = Context(recipe, Path(path), mesh, opened, begun)
             if opened:
                 _freeze_recipe(opened, recipe)
                 _heed_sources(context, opened)
@@ -92,6 +94,9 @@ def _perform(context: Context, name: str, stage: Callable[[Context], dict[str, A
     if context.run is None:
         stage(context)
         return
+    if context.begun is not None:
+        context.run.book("start", time.monotonic() - context.begun)
+        context.begun = None
     context.say(f"[{list(STAGES).index(name) + 1}/{len(STAGES)}] {name}")
     with context.run.stage(name) as outputs:
         outputs.update(stage(context))

@@ -50,12 +50,12 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         raise RunError(
             f"cannot write {path}: {error.strerror}; free space or choose another --run folder"
         ) from error
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content, or a folder's entries, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -70,10 +70,8 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
+        for path in (*temporary.rglob("*"), temporary):  # contents, and the entries of the folders
+            sync(path)
         # A folder cannot replace a full one, so the old one steps aside until the new one is in place.
         aside = final.with_name(f".{final.name}.old")
         shutil.rmtree(aside, ignore_errors=True)
@@ -90,7 +88,7 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    sync_folder(final.parent)
+    sync(final.parent)
 
 
 def beside(path: str | Path, folder: Path) -> str:
@@ -241,6 +239,12 @@ class Run:
             raise RunError(
                 f"cannot write {self.path / 'events.jsonl'}: {error.strerror}; free space and run again"
             ) from error
+
+    def book(self, name: str, seconds: float) -> None:
+        """Count time that passed outside the stages, beside theirs."""
+        spent = self.manifest["stages"].setdefault(name, {"state": "done", "seconds": 0.0})
+        spent["seconds"] = round(spent["seconds"] + seconds, 3)
+        self.save()
 
     def done(self, stage: str) -> bool:
         return self.manifest["stages"].get(stage, {}).get("state") == "done"
