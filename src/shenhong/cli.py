@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
-from shenhong import __version__
+from shenhong import LONGEST_ANSWER, __version__
 from shenhong.errors import ShenhongError, UsageError
 
 POET = "recipes/poet.toml"
@@ -185,7 +185,9 @@ def parser() -> argparse.ArgumentParser:
         default=1.0,
         help="sample among the likeliest tokens of this total probability",
     )
-    gen.add_argument("--max-tokens", type=_count, default=256, help="longest answer, in tokens")
+    gen.add_argument(
+        "--max-tokens", type=_count, default=LONGEST_ANSWER, help="longest answer, in tokens"
+    )
     gen.add_argument("--seed", type=int, default=0, help="same seed, same text")
     gen.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
@@ -297,12 +299,11 @@ def quickstart(options: argparse.Namespace) -> None:
     if not pipeline.run(load(pipeline.bundled(POET), changes), run_path, begun=options.begun):
         return
     titles = ["七绝 长城", "五绝 春夜", "七律 江上", "五律 明月"]
-    poems = _answers(run_path, titles, 256, 0.8, 0, 1.0, 0)
+    poems = _answers(run_path, titles, LONGEST_ANSWER, 0.8, 0, 1.0, 0)
     for title, poem in zip(titles, poems, strict=True):
         print(f"\n{title}\n{poem}")
     print()
     print(pipeline.summary(run_path))
-
 
     if options.no_serve or not sys.stdout.isatty():
         print(f"chat with it: shenhong serve {run_path}")

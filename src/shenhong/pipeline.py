@@ -20,15 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shenhong import __version__
+from shenhong import LONGEST_ANSWER, __version__
 from shenhong.errors import RecipeError, RunError, ShenhongError
 from shenhong.memory import give_back
 from shenhong.model import ModelConfig
 from shenhong.parallel import Mesh, join, leave
 from shenhong.recipe import Recipe, load
 from shenhong.run import Run, atomic_folder, atomic_write, digest, read_events
-
-LONGEST_ANSWER = 256  # tokens, in evaluation
 
 
 @dataclass
