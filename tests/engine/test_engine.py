@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shenhong.engine import Engine, Sampling, request_seed
+from shenhong.engine import Engine, EngineSettings, Sampling, request_seed
 from shenhong.engine.sampler import sample, uniforms
 from shenhong.errors import RequestError
 from shenhong.export import save_model
@@ -70,7 +70,7 @@ def test_a_text_does_not_depend_on_its_batch(seed):
     together = Engine(decoder).generate(prompts, 30, sampling=how, seed=seeds, stop=stops)
     assert {done.finish for done in together} == {"stop", "length"}
     order = random.Random(seed).sample(range(40), 40)
-    small = Engine(decoder, rows=7)
+    small = Engine(decoder, settings=EngineSettings(most_running=7))
     shuffled = small.generate(
         [prompts[i] for i in order], 30, sampling=how, seed=[seeds[i] for i in order], stop=stops
     )

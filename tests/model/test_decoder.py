@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 from shenhong.errors import ModelError
 from shenhong.model import Decoder, PreparedDecoder, Yarn
 from shenhong.model.rope import rope_tables, rotate
-from shenhong.numerics import Documents
+from shenhong.numerics import Documents, kernels_in_use, use_kernels
+from shenhong.numerics.fused_decode import Batch
 from tests.model.random_configs import random_config, random_decoder, random_tokens
 
 
@@ -159,58 +161,124 @@ def test_gradients_of_the_draft_reach_trunk_and_embedding():
 # ------------------------------------------------------------------ decoding
 
 
+def paged(parts, width=40):
+    """A batch of (tokens, first position, pages) parts."""
+    tokens = [token for part, _, _ in parts for token in part]
+    positions = [first + i for part, first, _ in parts for i in range(len(part))]
+    starts = np.cumsum([0] + [len(part) for part, _, _ in parts])
+    tables = np.zeros((len(parts), width), np.int32)
+    for row, (_, _, pages) in zip(tables, parts, strict=True):
+        row[: len(pages)] = pages
+    return Batch(
+        np.array(tokens, np.int64), np.array(positions, np.int32), starts.astype(np.int32), tables
+    )
+
+
+@pytest.fixture(params=[True, False], ids=["kernels", "pytorch"])
+def kernels(request):
+    use_kernels(request.param)
+    yield request.param
+    use_kernels(True)
+
+
 @pytest.mark.parametrize("seed", range(30))
-def test_absorbed_decoding_equals_the_training_forward(seed):
-    """Prompts of different lengths, then one token, then several at once, then without a row."""
+def test_absorbed_decoding_equals_the_training_forward(seed, kernels):
+    """Prompts of different lengths, whole and in pieces, then single tokens, mixed in batches, over scattered pages."""
     config = random_config(seed)
     decoder = random_decoder(config, seed)
-    lengths = [5, 1, 9]
-    rows = random_rows(config, seed, [n + 6 for n in lengths])
     prepared = PreparedDecoder(decoder)
-    cache = prepared.new_cache(len(rows))
+    assert bool(prepared.fused) == (kernels and kernels_in_use())
+    a, b = (row.tolist() for row in random_rows(config, seed, [14, 12]))
+    pools = prepared.new_pools(12, 4)
+    pa, pb = [7, 1, 10, 3], [2, 11, 0]
+    one = prepared.forward(paged([(a[:6], 0, pa)]), pools)
+    two = prepared.forward(paged([(b[:7], 0, pb), (a[6:7], 6, pa)]), pools)
+    three = prepared.forward(paged([(a[7:11], 7, pa), (b[7:8], 7, pb)]), pools)
+    four = prepared.forward(paged([(b[8:], 8, pb), (a[11:], 11, pa)]), pools)
     with torch.no_grad():
-        want = decoder(*flat(rows)).states_ND.split([len(row) for row in rows])
-    prompts = [row[:n] for row, n in zip(rows, lengths, strict=True)]
-    first = prepared.prefill(*flat(prompts), cache).split(lengths)
-    rest_BT = torch.stack([row[n:] for row, n in zip(rows, lengths, strict=True)])
-    steps = [prepared.step(rest_BT[:, :1], cache), prepared.step(rest_BT[:, 1:4], cache)]
-    cache.keep(torch.tensor([2, 0]))
-    steps.append(prepared.step(rest_BT[[2, 0], 4:], cache))
-    early, late = torch.cat(steps[:2], dim=1), steps[2]
-    for i, n in enumerate(lengths):
-        scale = want[i].abs().max().item()
-        got = torch.cat((first[i], early[i]))
-        assert (got - want[i][: n + 4]).abs().max().item() <= 1e-5 * scale
-    for i, states in zip([2, 0], late, strict=True):
-        scale = want[i].abs().max().item()
-        assert (states - want[i][-2:]).abs().max().item() <= 1e-5 * scale
-    assert cache.lengths_B.tolist() == [15, 11]
+        wants = [decoder(*flat([torch.tensor(row)])).states_ND for row in (a, b)]
+    gots = [
+        torch.cat((one, two[7:], three[:4], four[4:])),
+        torch.cat((two[:7], three[4:], four[:4])),
+    ]
+    for got, want in zip(gots, wants, strict=True):
+        assert (got - want).abs().max() <= 1e-5 * want.abs().max()
 
 
-def test_the_cache_grows_past_its_first_block():
-    config = random_config(9, max_position_embeddings=256)
-    decoder = random_decoder(config, 9)
-    (row,) = random_rows(config, 9, [150])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_token_s_states_do_not_depend_on_its_batch(dtype, threads):
+    """To the bit: alone, in pieces of any size, in a crowd, on one thread or two."""
+    if not kernels_in_use():
+        pytest.skip("no compiler here")
+    for seed in range(6):
+        config = random_config(seed, num_nextn_predict_layers=1)
+        prepared = PreparedDecoder(random_decoder(config, seed), dtype)
+        (row,) = (r.tolist() for r in random_rows(config, seed, [23]))
+        crowd = [r.tolist() for r in random_rows(config, seed + 1, [9] * 7)]
+        pools = prepared.new_pools(40, 4)
+        mine = list(range(6))
+        want = prepared.forward(paged([(row, 0, mine)]), pools)
+        draft = prepared.draft(want[:-1], paged([(row[1:], 0, mine)]), pools)
+        head = prepared.logits(want)
+        torch.set_num_threads(threads)
+        try:
+            others = [(r, 0, [10 + 3 * i, 11 + 3 * i, 12 + 3 * i]) for i, r in enumerate(crowd)]
+            at, got = 0, []
+            for piece in (1, 3, 1, 11, 7):
+                part = (row[at : at + piece], at, mine)
+                states = prepared.forward(paged([*others, part]), pools)
+                got.append(states[9 * 7 :])
+                at += piece
+            got = torch.cat(got)
+            assert torch.equal(got, want)
+            assert torch.equal(prepared.logits(got[5:8]), head[5:8])
+            again = [
+                prepared.draft(want[i : i + 1], paged([(row[i + 1 : i + 2], i, mine)]), pools)
+                for i in range(22)
+            ]
+            assert torch.equal(torch.cat(again), draft)
+        finally:
+            torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_drafting_equals_the_training_forward(seed, kernels):
+    config = random_config(seed, num_nextn_predict_layers=1)
+    decoder = random_decoder(config, seed)
     prepared = PreparedDecoder(decoder)
-    cache = prepared.new_cache(1)
-    prepared.prefill(*flat([row[:20]]), cache)
-    got = torch.cat([prepared.step(part[None], cache)[0] for part in row[20:].split(10)])
+    (row,) = random_rows(config, seed, [12])
+    pools, mine = prepared.new_pools(3, 4), [2, 0, 1]
+    states = prepared.forward(paged([(row.tolist(), 0, mine)]), pools)
+    got = [
+        prepared.draft(states[:5], paged([(row[1:6].tolist(), 0, mine)]), pools),
+        prepared.draft(states[5:11], paged([(row[6:].tolist(), 5, mine)]), pools),
+    ]
+    tokens, docs = flat([row])
     with torch.no_grad():
-        want = decoder(*flat([row])).states_ND[20:]
-    assert (got - want).abs().max() <= 2e-5 * want.abs().max()
-    assert cache.slots[0].shape[2] == config.kv_lora_rank + config.qk_rope_head_dim
+        want = decoder.draft(decoder(tokens, docs).states_ND, tokens, docs).states_ND[:11]
+    assert (torch.cat(got) - want).abs().max() <= 1e-5 * want.abs().max()
 
 
-def test_a_prepared_decoder_keeps_its_weights():
+def test_a_cache_row_is_the_latent_and_one_rotated_key():
+    config = random_config(9, num_nextn_predict_layers=1)
+    pools = PreparedDecoder(random_decoder(config, 9)).new_pools(3, 4)
+    width = config.kv_lora_rank + config.qk_rope_head_dim
+    assert len(pools.layers) == config.num_hidden_layers + 1
+    assert all(pool.shape == (3, 4, width) for pool in pools.layers)
+    assert pools.bytes_per_token == 4 * width * len(pools.layers)
+
+
+def test_a_prepared_decoder_keeps_its_weights(kernels):
     config = random_config(9)
     decoder = random_decoder(config, 9)
     prepared = PreparedDecoder(decoder)
-    rows = flat(random_rows(config, 9, [8]))
-    before = prepared.prefill(*rows, prepared.new_cache(1))
+    batch = paged([(random_rows(config, 9, [8])[0].tolist(), 0, [0, 1])])
+    before = prepared.forward(batch, prepared.new_pools(2, 4))
     with torch.no_grad():
         for tensor in decoder.state_dict().values():
             tensor.add_(1.0)
-    assert torch.equal(prepared.prefill(*rows, prepared.new_cache(1)), before)
+    assert torch.equal(prepared.forward(batch, prepared.new_pools(2, 4)), before)
 
 
 def test_multi_head_attention_has_no_latent_cache():

@@ -1,6 +1,6 @@
 """Generation from a finished or a half-trained model."""
 
-from shenhong.engine.engine import Completion, Engine
+from shenhong.engine.engine import Completion, Engine, EngineSettings
 from shenhong.engine.request import (
     Constraint,
     EngineStats,
@@ -16,6 +16,7 @@ __all__ = [
     "Completion",
     "Constraint",
     "Engine",
+    "EngineSettings",
     "EngineStats",
     "Event",
     "Request",

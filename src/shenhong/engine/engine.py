@@ -1,9 +1,11 @@
-"""Generation: many prompts at once, or one prompt token by token.
+"""The engine: requests are submitted, every step writes the next token of many, events tell what is new.
 
-A call runs its prompts together, then steps all rows by one token until each has ended; rows that ended are taken out
-of the batch. Rows differ in length, so no prompt is padded. Tokens in, tokens out: text is the tokenizer's matter.
+One paged cache, one scheduler, one model. ``generate`` and ``stream`` are a loop around the same steps. Not
+thread-safe: one thread owns an engine.
 
-Legend: B rows alive, V vocabulary.
+What a request gets does not depend on what else is in the batch, on how prompts were cut into steps, or on whether it
+had to give up its place for a while: with the kernels to the bit, in fp32 as in bf16; with plain PyTorch except where
+two candidates are nearly as likely (rounding). Its draws come from its own stream, token t from number t.
 """
 
 from __future__ import annotations
@@ -12,16 +14,40 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from shenhong.engine.request import EngineStats, Event, Request, Sampling, Usage
-from shenhong.engine.sampler import request_seed, sample, uniforms
+from shenhong.engine.cache import Pages
+from shenhong.engine.request import (
+    MOST_LOGPROBS,
+    EngineStats,
+    Event,
+    Finish,
+    Request,
+    Sampling,
+    TokenLogprob,
+    Usage,
+)
+from shenhong.engine.sampler import Penalties, draw, log_probabilities, request_seed, uniforms
+from shenhong.engine.scheduler import Part, Scheduler
+from shenhong.engine.scheduler import Sequence as Text
 from shenhong.engine.text import TextStream, token_bytes
 from shenhong.errors import RequestError
 from shenhong.model import Decoder, PreparedDecoder
-from shenhong.numerics import Documents
+from shenhong.numerics.fused_decode import Batch
 from shenhong.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine may use."""
+
+    page: int = 16  # tokens of a page
+    cache_bytes: int = 512 << 20  # of all layers; at least one text of full length always fits
+    step_tokens: int = 512  # of prompts and answers together
+    most_running: int = 256  # texts under way at once; more wait
+    share_prefixes: bool = True
 
 
 class Completion(NamedTuple):
@@ -31,10 +57,24 @@ class Completion(NamedTuple):
     finish: Literal["stop", "length"]
 
 
+class Live:
+    """A request under way."""
+
+    def __init__(self, request: Request, text: Text, stops: set[int], room: int) -> None:
+        self.request, self.text, self.stops, self.room = request, text, stops, room
+        self.uniforms = uniforms([request.seed], room)[0]
+        self.stream: TextStream | None = None
+        self.penalties: Penalties | None = None
+        self.written = 0
+
+    def usage(self) -> Usage:
+        return Usage(len(self.request.prompt), self.written, self.text.cached)
+
+
 class Engine:
     """Generates from a decoder's weights as they are now.
 
-    ``dtype``: what weights, cache and products are kept in. ``rows``: how many prompts run together; more wait.
+    ``tokenizer``: needed for text, stop strings and constraints. ``dtype``: what weights and cache are kept in.
     """
 
     def __init__(
@@ -42,82 +82,196 @@ class Engine:
         decoder: Decoder,
         tokenizer: Tokenizer | None = None,
         dtype: torch.dtype = torch.float32,
-        rows: int = 512,
+        settings: EngineSettings = EngineSettings(),
     ) -> None:
-        self.bytes_of = token_bytes(tokenizer) if tokenizer else None
-        self.live: dict[int, Live] = {}
-        self.next_id = 0
-        self.prompt_tokens = self.generated_tokens = 0
         self.model = PreparedDecoder(decoder, dtype)
-        self.config = decoder.config
-        self.rows = rows
+        self.config, self.tokenizer, self.settings = decoder.config, tokenizer, settings
+        self.bytes_of = token_bytes(tokenizer, self.config.vocab_size) if tokenizer else None
+        context, page = self.config.max_position_embeddings, settings.page
+        row_bytes = sum(self.model.rows) * torch.tensor([], dtype=dtype).element_size()
+        pages = settings.cache_bytes // (row_bytes * page)
+        # More than every running text could fill is of no use.
+        pages = min(pages, settings.most_running * -(-context // page))
+        self.pages = Pages(max(pages, -(-context // page)))
+        self.pools = self.model.new_pools(self.pages.count, page)
+        self.scheduler = Scheduler(self.pages, page, settings.step_tokens, settings.most_running)
+        self.live: dict[int, Live] = {}
+        self.ended: list[Event] = []  # cancelled, to be told with the next step
+        self.told: list[Event] = []  # of other requests, met while ``generate`` or ``stream`` ran
+        self.inboxes: dict[int, list[Event]] = {}  # of ``generate`` and ``stream``
+        self.submitted = self.prompt_tokens = self.generated_tokens = 0
+
+    # ---------------------------------------------------------------- requests
 
     def submit(self, request: Request) -> int:
-        """Queues a request; its id. ``RequestError`` for the impossible."""
-        self._check([request.prompt], request.max_new_tokens, [request.seed])
-        stops = self._stops(request.stop_tokens)
-        room = self._room(request.prompt, request.max_new_tokens)
-        text = TextStream(self.bytes_of, request.stop) if self.bytes_of else None
-        self.next_id += 1
-        self.live[self.next_id] = Live(request, stops, room, text)
-        return self.next_id
+        """Queues a request and returns its id. ``RequestError`` for the impossible."""
+        self._check(request)
+        self.submitted += 1
+        text = Text(
+            self.submitted,
+            list(request.prompt),
+            request.priority,
+            shareable=self.settings.share_prefixes,
+        )
+        live = Live(request, text, self._stops(request), self._room(request))
+        if self.bytes_of is not None:
+            live.stream = TextStream(self.bytes_of, request.stop)
+        if not request.sampling.plain:
+            live.penalties = Penalties(request.sampling, request.prompt, self.config.vocab_size)
+        self.live[text.id] = live
+        self.scheduler.add(text)
+        self.prompt_tokens += len(request.prompt)
+        return text.id
 
     def cancel(self, id: int) -> None:
-        """Ends a request; its last event comes with the next step. Unknown ids are left alone."""
-        if id in self.live:
-            self.live[id].cancelled = True
+        """Ends a request and frees its pages at once; the event comes with the next step. Unknown ids are ignored."""
+        if live := self.live.get(id):
+            self.ended.append(self._event(live, [], [], "cancelled"))
 
     @property
     def busy(self) -> bool:
-        return bool(self.live)
-
-    def step(self) -> list[Event]:
-        """One token for every request."""
-        events = []
-        for id, live in list(self.live.items()):
-            event = self._advance(id, live)
-            self.generated_tokens += len(event.tokens)
-            if event.finish:
-                del self.live[id]
-            events.append(event)
-        return events
+        return bool(self.live or self.ended or self.told)
 
     def stats(self) -> EngineStats:
-        n = len(self.live)
-        return EngineStats(n, 0, 0, 0, 0, self.prompt_tokens, self.generated_tokens, 0, 0, 0, 0)
+        return EngineStats(
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            pages=self.pages.count,
+            pages_free=self.pages.free,
+            pages_cached=len(self.pages.idle),
+            prompt_tokens=self.prompt_tokens,
+            generated_tokens=self.generated_tokens,
+            prefix_hits=self.scheduler.prefix_hits,
+            preemptions=self.scheduler.preemptions,
+            drafted=0,
+            accepted=0,
+        )
 
-    def _advance(self, id: int, live: Live) -> Event:
-        request = live.request
+    # ---------------------------------------------------------------- a step
+
+    def step(self) -> list[Event]:
+        """Computes the next tokens of some requests and tells what is new about them."""
+        told, self.told = self.told, []
+        return told + self._advance()
+
+    def _advance(self) -> list[Event]:
+        events, self.ended = self.ended, []
+        if parts := self.scheduler.plan():
+            events += self._compute(parts)
+        told: list[Event] = []
+        for event in events:
+            inbox = self.inboxes.get(event.request)
+            (told if inbox is None else inbox).append(event)
+        return told
+
+    def _compute(self, parts: list[Part]) -> list[Event]:
+        states_ND = self.model.forward(self._batch(parts), self.pools)
+        ends = np.cumsum([part.length for part in parts])
+        whole = [
+            (part, end)
+            for part, end in zip(parts, ends.tolist(), strict=True)
+            if part.length == part.sequence.pending
+        ]
+        finished = {part.sequence.id for part, _ in whole}
+        for part in parts:
+            if part.sequence.id not in finished:
+                self.scheduler.done(part.sequence, part.length)
+        if not whole:
+            return []
+        lives = [self.live[part.sequence.id] for part, _ in whole]
+        if len(whole) < len(states_ND):
+            states_ND = states_ND[torch.tensor([end - 1 for _, end in whole])]
+        logits_BV = self.model.logits(states_ND)
+        tokens = self._draw(logits_BV, lives)
+        events = []
+        for row, ((part, _), live) in enumerate(zip(whole, lives, strict=True)):
+            self.scheduler.done(part.sequence, part.length)
+            events.append(self._write(live, [tokens[row]], logits_BV[row : row + 1]))
+        return events
+
+    def _batch(self, parts: list[Part]) -> Batch:
         tokens: list[int] = []
-        text, finish = "", None
-        if live.cancelled:
-            finish = "cancelled"
-        else:
-            if live.running is None:
-                self.prompt_tokens += len(request.prompt)
-                live.running = Running(
-                    self.model,
-                    [request.prompt],
-                    request.sampling,
-                    uniforms([request.seed], live.room),
-                )
-            else:
-                live.running.feed(torch.tensor([live.last]))
-            live.last = int(live.running.draw())
-            if live.last in live.stops:
+        positions: list[np.ndarray] = []
+        widest = max(len(part.sequence.table) for part in parts)
+        tables = np.zeros((len(parts), widest), np.int32)
+        starts = np.zeros(len(parts) + 1, np.int32)
+        for i, (sequence, count, _) in enumerate(parts):
+            first = sequence.computed
+            tokens += sequence.tokens[first : first + count]
+            positions.append(np.arange(first, first + count, dtype=np.int32))
+            tables[i, : len(sequence.table)] = sequence.table
+            starts[i + 1] = len(tokens)
+        return Batch(np.array(tokens, np.int64), np.concatenate(positions), starts, tables)
+
+    def _draw(self, logits_BV: Tensor, lives: list[Live]) -> list[int | None]:
+        """The next token of each; None where the model's numbers are not finite."""
+        finite = logits_BV.sum(dim=1).isfinite()
+        sound = bool(finite.all())
+        changed = [i for i, live in enumerate(lives) if live.penalties]
+        if changed or not sound:
+            logits_BV = logits_BV.clone()
+        for i in changed:
+            if penalties := lives[i].penalties:
+                logits_BV[i] = penalties.apply(logits_BV[i])
+        if not sound:
+            logits_BV[~finite] = 0
+        uniform_B = torch.stack([live.uniforms[live.written] for live in lives])
+        drawn: list[int | None] = list(
+            draw(logits_BV, uniform_B, [live.request.sampling for live in lives])
+        )
+        if not sound:
+            drawn = [t if ok else None for t, ok in zip(drawn, finite.tolist(), strict=True)]
+        return drawn
+
+    def _write(self, live: Live, tokens: list[int | None], logits_TV: Tensor) -> Event:
+        """Takes over what was drawn, up to where the text ends."""
+        new: list[int] = []
+        logprobs: list[TokenLogprob] = []
+        text = ""
+        finish: Finish | None = None
+        for token, logits_V in zip(tokens, logits_TV, strict=True):
+            if token is None:
+                return self._event(live, new, logprobs, "error", text, "the model gave no number")
+            if token in live.stops:
                 finish = "stop"
-            else:
-                tokens = [live.last]
-                live.written += 1
-                text = live.text.add(live.last) if live.text else ""
-                if live.text and live.text.stopped:
+                break
+            new.append(token)
+            live.text.tokens.append(token)
+            live.written += 1
+            if live.penalties:
+                live.penalties.wrote(token)
+            if live.request.logprobs is not None:
+                logprobs.append(log_probabilities(logits_V, token, live.request.logprobs))
+            if live.stream:
+                text += live.stream.add(token)
+                if live.stream.stopped:
                     finish = "stop"
-                elif live.written == live.room:
-                    finish = "length"
-        if finish and live.text:
-            text += live.text.finish()
-        usage = Usage(len(request.prompt), live.written, 0) if finish else None
-        return Event(id, tokens, text, [], finish, None, usage)
+                    break
+            if live.written == live.room:
+                finish = "length"
+                break
+        self.generated_tokens += len(new)
+        return self._event(live, new, logprobs, finish, text)
+
+    def _event(
+        self,
+        live: Live,
+        tokens: list[int],
+        logprobs: list[TokenLogprob],
+        finish: Finish | None,
+        text: str = "",
+        error: str | None = None,
+    ) -> Event:
+        """Where it is the last one, the request leaves and its pages are free."""
+        if finish is None:
+            return Event(live.text.id, tokens, text, logprobs)
+        if live.stream:
+            text += live.stream.finish()
+        self.scheduler.remove(live.text)
+        del self.live[live.text.id]
+        return Event(live.text.id, tokens, text, logprobs, finish, error, live.usage())
+
+    # ---------------------------------------------------------------- loops around steps
 
     def generate(
         self,
@@ -134,13 +288,42 @@ class Engine:
         token ids that end a completion; by default the model's eos. A text also ends, with finish "length", at
         ``max_new_tokens`` or where the model's context is full. ``RequestError`` for an impossible request.
         """
-        seeds = self._check(prompts, max_new_tokens, seed)
-        stops = self._stops(stop)
-        done: list[Completion] = []
-        for first in range(0, len(prompts), self.rows):
-            part = slice(first, first + self.rows)
-            done += self._batch(prompts[part], max_new_tokens, sampling, seeds[part], stops)
+        if isinstance(seed, int):
+            seed = [request_seed(seed, number) for number in range(len(prompts))]
+        if len(seed) != len(prompts):
+            raise RequestError(f"{len(seed)} seeds for {len(prompts)} prompts; give one each")
+        stops = None if stop is None else tuple(stop)
+        requests = [
+            Request(tuple(prompt), max_new_tokens, sampling, own, stops)
+            for prompt, own in zip(prompts, seed, strict=True)
+        ]
+        for number, request in enumerate(requests):
+            self._check(request, f"prompt {number}")
+        done = []
+        for events in self._follow(requests):
+            last = events[-1]
+            if last.finish not in ("stop", "length"):
+                raise RequestError(f"generation failed: {last.error or last.finish}")
+            tokens = [token for event in events for token in event.tokens]
+            done.append(Completion(tokens, "stop" if last.finish == "stop" else "length"))
         return done
+
+    def _follow(self, requests: list[Request]) -> list[list[Event]]:
+        """All events of each request, run to their ends."""
+        ids = [self.submit(request) for request in requests]
+        self.inboxes |= {id: [] for id in ids}
+        try:
+            while any(id in self.live for id in ids):
+                self.told += self._advance()
+            return [self.inboxes[id] for id in ids]
+        finally:
+            self._forget(ids)
+
+    def _forget(self, ids: list[int]) -> None:
+        for id in ids:
+            self.cancel(id)
+            self.inboxes.pop(id)
+        self.ended = [event for event in self.ended if event.request not in ids]
 
     def stream(
         self,
@@ -152,139 +335,57 @@ class Engine:
         stop: Sequence[int] | None = None,
     ) -> Iterator[int]:
         """The tokens of one completion as they are written; equal to ``generate([prompt], seed=[seed])``."""
-        self._check([prompt], max_new_tokens, [seed])
-        stops, room = self._stops(stop), self._room(prompt, max_new_tokens)
-        running = Running(self.model, [prompt], sampling, uniforms([seed], room))
-        for step in range(room):
-            tokens_B = running.draw()
-            if tokens_B.item() in stops:
-                return
-            yield int(tokens_B)
-            if step + 1 < room:
-                running.feed(tokens_B)
-
-    def _batch(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        sampling: Sampling,
-        seeds: list[int],
-        stops: list[int],
-    ) -> list[Completion]:
-        rooms = [self._room(prompt, max_new_tokens) for prompt in prompts]
-        running = Running(self.model, prompts, sampling, uniforms(seeds, max(rooms)))
-        ends = torch.tensor(stops, dtype=torch.long)
-        room_B, length_B = torch.tensor(rooms), torch.tensor(rooms)
-        written = torch.zeros(len(prompts), max(rooms), dtype=torch.long)
-        stopped = torch.zeros(len(prompts), dtype=torch.bool)
-        rows = torch.arange(len(prompts))  # the prompts still in the batch
-        for step in range(max(rooms)):
-            tokens_B = running.draw()
-            written[rows, step] = tokens_B
-            ended = rows[torch.isin(tokens_B, ends) & ~stopped[rows]]
-            stopped[ended] = True
-            length_B[ended] = step
-            full = room_B[rows] <= step + 1
-            alive = (~stopped[rows] & ~full).nonzero().squeeze(1)
-            if not len(alive):
-                break
-            # Taking rows out copies the cache, so rows that stopped wait for company; full ones cannot.
-            if len(alive) <= 0.8 * len(rows) or full.any():
-                rows, tokens_B = rows[alive], tokens_B[alive]
-                running.keep(alive)
-            running.feed(tokens_B)
-        return [
-            Completion(written[i, :length].tolist(), "stop" if stopped[i] else "length")
-            for i, length in enumerate(length_B.tolist())
-        ]
+        stops = None if stop is None else tuple(stop)
+        id = self.submit(Request(tuple(prompt), max_new_tokens, sampling, seed, stops))
+        inbox = self.inboxes[id] = []
+        try:
+            while id in self.live or inbox:
+                if not inbox:
+                    self.told += self._advance()
+                while inbox:
+                    event = inbox.pop(0)
+                    if event.finish == "error":
+                        raise RequestError(f"generation failed: {event.error}")
+                    yield from event.tokens
+        finally:
+            self._forget([id])
 
     # ---------------------------------------------------------------- what is asked for
 
-    def _stops(self, stop: Sequence[int] | None) -> list[int]:
-        if stop is not None:
-            return list(stop)
-        return [] if self.config.eos_token_id is None else [self.config.eos_token_id]
+    def _stops(self, request: Request) -> set[int]:
+        if request.stop_tokens is not None:
+            return set(request.stop_tokens)
+        return set() if self.config.eos_token_id is None else {self.config.eos_token_id}
 
-    def _room(self, prompt: Sequence[int], max_new_tokens: int) -> int:
+    def _room(self, request: Request) -> int:
         """How many tokens may follow: the last one written needs no place of its own."""
-        return min(max_new_tokens, self.config.max_position_embeddings - len(prompt) + 1)
+        context = self.config.max_position_embeddings
+        return min(request.max_new_tokens, context - len(request.prompt) + 1)
 
-    def _check(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        seed: int | Sequence[int],
-    ) -> list[int]:
-        """One seed per prompt; ``RequestError`` where a prompt or a number is impossible."""
+    def _check(self, request: Request, name: str = "the prompt") -> None:
+        """``RequestError`` where a prompt or a number is impossible."""
         context, vocabulary = self.config.max_position_embeddings, self.config.vocab_size
-        if max_new_tokens < 1:
-            raise RequestError(f"max_new_tokens is {max_new_tokens}; ask for at least 1")
-        for number, prompt in enumerate(prompts):
-            if not 1 <= len(prompt) <= context:
+        if request.max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens is {request.max_new_tokens}; ask for at least 1")
+        if not 1 <= len(request.prompt) <= context:
+            raise RequestError(
+                f"{name} has {len(request.prompt)} tokens; this model reads 1 to {context}"
+            )
+        if min(request.prompt) < 0 or max(request.prompt) >= vocabulary:
+            raise RequestError(
+                f"{name} has a token outside the vocabulary of {vocabulary}; "
+                "use the model's own tokenizer"
+            )
+        for token in request.sampling.logit_bias:
+            if not 0 <= token < vocabulary:
                 raise RequestError(
-                    f"prompt {number} has {len(prompt)} tokens; this model reads 1 to {context}"
+                    f"logit_bias names token {token}, outside the vocabulary of {vocabulary}"
                 )
-            if min(prompt) < 0 or max(prompt) >= vocabulary:
-                raise RequestError(
-                    f"prompt {number} has a token outside the vocabulary of {vocabulary}; "
-                    "use the model's own tokenizer"
-                )
-        if isinstance(seed, int):
-            return [request_seed(seed, number) for number in range(len(prompts))]
-        if len(seed) != len(prompts):
-            raise RequestError(f"{len(seed)} seeds for {len(prompts)} prompts; give one each")
-        return list(seed)
-
-
-@dataclass
-class Live:
-    request: Request
-    stops: list[int]
-    room: int
-    text: TextStream | None
-    running: Running | None = None
-    last: int = 0
-    written: int = 0
-    cancelled: bool = False
-
-
-class Running:
-    """Prompts being continued together. ``draws``: [B, steps] uniform numbers, one a token."""
-
-    def __init__(
-        self,
-        model: PreparedDecoder,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        draws: Tensor,
-    ) -> None:
-        self.model, self.sampling, self.draws = model, sampling, draws
-        self.drawn = 0
-        tokens = [token for prompt in prompts for token in prompt]
-        tokens_N = torch.tensor(tokens, dtype=torch.long, device=model.device)
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        starts = torch.cat((torch.zeros(1, dtype=torch.long), lengths.cumsum(0)))
-        positions = torch.arange(len(tokens)) - starts[:-1].repeat_interleave(lengths)
-        docs = Documents(starts.int().to(model.device), positions.int().to(model.device))
-        self.cache = model.new_cache(len(prompts))
-        last_B = (starts[1:] - 1).to(model.device)
-        self.states_BD = model.prefill(tokens_N, docs, self.cache)[last_B]
-
-    def draw(self) -> Tensor:
-        """[B] next tokens, on the CPU."""
-        logits_BV = self.model.logits(self.states_BD)
-        tokens_B = sample(logits_BV, self.draws[:, self.drawn].to(logits_BV.device), self.sampling)
-        self.drawn += 1
-        return tokens_B.cpu()
-
-    def feed(self, tokens_B: Tensor) -> None:
-        """Appends what was drawn."""
-        tokens_B1 = tokens_B[:, None].to(self.model.device)
-        self.states_BD = self.model.step(tokens_B1, self.cache)[:, 0]
-
-    def keep(self, rows: Tensor) -> None:
-        """Goes on with these rows only."""
-        self.draws = self.draws[rows]
-        rows = rows.to(self.model.device)
-        self.states_BD = self.states_BD[rows]
-        self.cache.keep(rows)
+        if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
+            raise RequestError(
+                f"logprobs is {request.logprobs}; it must lie between 0 and {MOST_LOGPROBS}"
+            )
+        if "" in request.stop:
+            raise RequestError("a stop string is empty; leave it out")
+        if self.tokenizer is None and (request.stop or request.constraint):
+            raise RequestError("this engine has no tokenizer: no stop strings and no constraint")

@@ -1,4 +1,4 @@
-"""From logits to tokens: temperature, top-k, top-p, min-p, and one uniform number per token drawn.
+"""From logits to tokens: penalties, temperature, top-k, top-p, min-p, and one uniform number per token drawn.
 
 Each request has its own stream of uniforms, named by its seed, and token t of a request uses number t of that
 stream: what is drawn does not depend on which other requests share the batch.
@@ -9,12 +9,13 @@ Legend: B rows, V vocabulary, C candidates kept by top-k (all of V without it).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shenhong.engine.request import Sampling
+from shenhong.engine.request import Sampling, TokenLogprob
 
 # Below this temperature the likeliest token is taken: the quotient would leave fp32's range.
 COLD = 1e-5
@@ -34,6 +35,55 @@ def uniforms(seeds: list[int], count: int) -> Tensor:
     stream = torch.Generator()
     rows = [torch.rand(count, generator=stream.manual_seed(s), dtype=torch.float64) for s in seeds]
     return torch.stack(rows)
+
+
+class Penalties:
+    """What a request's settings do to the logits, given what stands in its prompt and answer."""
+
+    def __init__(self, how: Sampling, prompt: Sequence[int], vocabulary: int) -> None:
+        self.how = how
+        self.seen_V = torch.zeros(vocabulary, dtype=torch.bool)
+        self.seen_V[torch.tensor(prompt)] = True
+        self.counts_V = torch.zeros(vocabulary)
+        self.bias_V = torch.zeros(vocabulary)
+        for token, bias in how.logit_bias.items():
+            self.bias_V[token] = bias
+
+    def wrote(self, token: int) -> None:
+        self.seen_V[token] = True
+        self.counts_V[token] += 1
+
+    def apply(self, logits_V: Tensor) -> Tensor:
+        how, factor = self.how, self.how.repetition_penalty
+        if factor != 1:
+            weaker = torch.where(logits_V > 0, logits_V / factor, logits_V * factor)
+            logits_V = torch.where(self.seen_V, weaker, logits_V)
+        logits_V = logits_V - how.frequency_penalty * self.counts_V
+        return logits_V - how.presence_penalty * (self.counts_V > 0) + self.bias_V
+
+
+def log_probabilities(logits_V: Tensor, token: int, count: int) -> TokenLogprob:
+    """Of the token and of the ``count`` likeliest, from the model's own logits."""
+    shares_V = logits_V.log_softmax(dim=0)
+    best = shares_V.topk(count)
+    top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return TokenLogprob(token, shares_V[token].item(), top)
+
+
+def draw(logits_BV: Tensor, uniform_B: Tensor, how: Sequence[Sampling]) -> list[int]:
+    """One token per row, each row by its own settings; rows of equal settings are drawn together."""
+    groups: dict[tuple[float, int, float, float], list[int]] = {}
+    for row, s in enumerate(how):
+        groups.setdefault((s.temperature, s.top_k, s.top_p, s.min_p), []).append(row)
+    if len(groups) == 1:
+        return sample(logits_BV, uniform_B, how[0]).tolist()
+    tokens = [0] * len(how)
+    for rows in groups.values():
+        index = torch.tensor(rows, device=logits_BV.device)
+        some = sample(logits_BV[index], uniform_B[index], how[rows[0]])
+        for row, token in zip(rows, some.tolist(), strict=True):
+            tokens[row] = token
+    return tokens
 
 
 def sample(logits_BV: Tensor, uniform_B: Tensor, how: Sampling) -> Tensor:

@@ -11,8 +11,8 @@ import codecs
 from shenhong.tokenizer import Tokenizer, byte_alphabet
 
 
-def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """What each id writes; special tokens write nothing."""
+def token_bytes(tokenizer: Tokenizer, vocabulary: int) -> list[bytes]:
+    """What each id of a model's vocabulary writes; special tokens and unused ids write nothing."""
     table = {character: byte for byte, character in byte_alphabet().items()}
     backend = tokenizer.backend
     special = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
@@ -23,14 +23,14 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
             found.append(bytes(table[character] for character in word))
         else:
             found.append(word.encode())
-    return found
+    return found + [b""] * (vocabulary - len(found))
 
 
 class TextStream:
     """The text of one answer. ``add`` returns what is new and certain."""
 
     def __init__(self, bytes_of: list[bytes], stop: tuple[str, ...] = ()) -> None:
-        self.bytes_of, self.stop = bytes_of, tuple(s for s in stop if s)
+        self.bytes_of, self.stop = bytes_of, stop
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.held = ""
         self.stopped = False

@@ -42,6 +42,11 @@ class LatentAttention(nn.Module):
         self.kv_b_proj = Matrix(self.rank, kv_width)
         self.o_proj = Matrix(self.heads * config.v_head_dim, D)
 
+    @property
+    def cache_row(self) -> int:
+        """Numbers kept per token: the latent and the one rotated key, nothing else."""
+        return self.rank + self.rope
+
     def forward(self, x_ND: Tensor, docs: ops.Documents, cos: Tensor, sin: Tensor) -> Tensor:
         if self.q_lora_rank is None:
             q_NHd = self.q_proj(x_ND)

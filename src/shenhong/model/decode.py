@@ -1,21 +1,25 @@
-"""The decoder in the form that generates: weights prepared once, prompts in multi-head mode, then absorbed steps.
+"""The decoder in the form that generates: weights prepared once, every token in absorbed form over a paged cache.
 
-Preparation casts the matrices to the chosen dtype, joins those that read the same input, and cuts W_UK and W_UV
-per head. A prompt runs as in training and leaves its latents in the cache. A step never expands the latents
-(DeepSeek-V2, section 2.1.2): with W_UK moved to the query and W_UV to the output, all heads attend to one shared
-sequence of R + r numbers a token:
+The latents are never expanded (DeepSeek-V2, section 2.1.2): with W_UK moved to the query and W_UV to the output, all
+heads attend to one shared sequence of R + r numbers a token:
 
     q' = q_nope W_UK ;  s = (q' . c + q_pe . k_pe) * scale ;  o = (softmax(s) c) W_UV
 
-Legend: N tokens, B rows, T new tokens a row, S cached slots, D hidden, H heads, R latent rank, n nope dims, r rope
-dims, v value dims, d = n + r, E experts, K chosen, I expert width.
+Prompts run that way too. It costs a small model little, and a token's result then cannot depend on whether it came in
+a prompt, in a piece of one, or as a step. Where the kernels serve, it does not depend on anything else either, to the
+bit (``numerics/decode.cpp``); plain PyTorch gives the same up to rounding.
+
+Legend: N tokens, S sequences, T tokens of one sequence, L keys, D hidden, V vocabulary, H heads, R latent rank,
+n nope dims, r rope dims, v value dims, d = n + r, e = R + r, E experts, K chosen, I expert width.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,12 +27,16 @@ from torch import Tensor
 from shenhong.errors import ModelError
 from shenhong.model.attention import LATENT_NORM_EPS, LatentAttention
 from shenhong.model.block import Layer
-from shenhong.model.cache import LatentCache
+from shenhong.model.cache import Pools
 from shenhong.model.decoder import Decoder
 from shenhong.model.experts import ExpertBlock, Router
 from shenhong.model.layers import FeedForward
+from shenhong.model.multitoken import MultiTokenLayer
 from shenhong.model.rope import rotate
-from shenhong.numerics import ops
+from shenhong.numerics import kernels_in_use, ops
+from shenhong.numerics.fused_decode import Batch, FusedLayers, pack, pack_gated, project
+
+log = logging.getLogger("shenhong.model")
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,6 @@ class Weights:
     q_norm: Tensor | None
     q_b: Tensor | None
     kv_norm_R: Tensor
-    kv_b: Tensor
     uk_HnR: Tensor
     uv_HRv: Tensor
     out: Tensor
@@ -56,8 +63,21 @@ class Weights:
     experts: Experts | None
 
 
+@dataclass(frozen=True)
+class Join:
+    """The front of the multi-token-prediction layer, and the norm behind it."""
+
+    enorm_D: Tensor
+    hnorm_D: Tensor
+    matrix: Tensor
+    norm_D: Tensor
+
+
 class PreparedDecoder:
-    """A copy of a decoder's trunk and head for generation; later changes of the decoder do not reach it."""
+    """A copy of a decoder for generation; later changes of the decoder do not reach it.
+
+    ``fused``: whether the kernels serve; they must agree with PyTorch on a small batch first.
+    """
 
     @torch.no_grad()
     def __init__(self, decoder: Decoder, dtype: torch.dtype = torch.float32) -> None:
@@ -66,22 +86,31 @@ class PreparedDecoder:
             raise ModelError('only attention "mla" has a latent cache to generate from')
         self.config, self.dtype = config, dtype
         self.device = decoder.head_weight.device
-        self.cos, self.sin = decoder.cos, decoder.sin
+        self.cos, self.sin = decoder.cos.contiguous(), decoder.sin.contiguous()
         self.embedding = decoder.model.embed_tokens.weight.to(dtype, copy=True)
         self.head = self.embedding
         if decoder.lm_head is not None:
             self.head = decoder.head_weight.to(dtype, copy=True)
         self.norm_D = decoder.model.norm.weight.clone()
-        trunk = decoder.model.layers[: config.num_hidden_layers]
-        self.layers = [self._prepare(layer) for layer in trunk if isinstance(layer, Layer)]
-        self.scale = self._attention(trunk[0]).scale
-
-    def _attention(self, layer: torch.nn.Module) -> LatentAttention:
-        assert isinstance(layer, Layer) and isinstance(layer.self_attn, LatentAttention)
-        return layer.self_attn
+        layers = [layer for layer in decoder.model.layers if isinstance(layer, Layer)]
+        self.rows = [_attention(layer).cache_row for layer in layers]
+        self.scale = _attention(layers[0]).scale
+        self.layers = [self._prepare(layer) for layer in layers]
+        self.trunk = config.num_hidden_layers
+        self.join: Join | None = None
+        if isinstance(last := layers[-1], MultiTokenLayer):
+            self.join = Join(
+                last.enorm.weight.clone(),
+                last.hnorm.weight.clone(),
+                last.eh_proj.weight.to(dtype, copy=True),
+                last.shared_head.norm.weight.clone(),
+            )
+        self.fused: FusedLayers | None = None
+        if self.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
+            self._fuse()
 
     def _prepare(self, layer: Layer) -> Weights:
-        config, attention = self.config, self._attention(layer)
+        config, attention = self.config, _attention(layer)
 
         def cast(*matrices: Tensor) -> Tensor:
             return torch.cat([m.detach() for m in matrices]).to(self.dtype)
@@ -111,7 +140,6 @@ class PreparedDecoder:
             q_norm=attention.q_a_layernorm.weight.detach().clone() if low_rank else None,
             q_b=cast(attention.q_b_proj.weight) if low_rank else None,
             kv_norm_R=attention.kv_a_layernorm.weight.detach().clone(),
-            kv_b=kv_b,
             uk_HnR=uk.contiguous(),
             uv_HRv=uv.transpose(1, 2).contiguous(),
             out=cast(attention.o_proj.weight),
@@ -122,103 +150,95 @@ class PreparedDecoder:
 
     # ---------------------------------------------------------------- use
 
-    def new_cache(self, rows: int) -> LatentCache:
-        width = self.config.kv_lora_rank + self.config.qk_rope_head_dim
-        return LatentCache(len(self.layers), rows, width, self.dtype, self.device)
+    def new_pools(self, pages: int, page: int) -> Pools:
+        return Pools(self.rows, pages, page, self.dtype, self.device)
 
     @torch.no_grad()
-    def prefill(self, tokens_N: Tensor, docs: ops.Documents, cache: LatentCache) -> Tensor:
-        """Runs one prompt (document) per row of an empty cache; [N, D] states after the final norm."""
-        assert cache.longest == 0 and cache.rows == len(docs.starts) - 1
-        lengths_B = docs.starts.diff().long()
-        row_N = torch.arange(cache.rows, device=self.device).repeat_interleave(lengths_B)
-        slot_N = docs.positions.long()
-        cos, sin = self.cos[slot_N], self.sin[slot_N]
-        cache.reserve(int(lengths_B.max()))
-        x_ND = F.embedding(tokens_N, self.embedding)
-        for weights, slots in zip(self.layers, cache.slots, strict=True):
-            q_NHd, c_NR, k_rope_Nr = self._project(weights, x_ND)
-            slots[row_N, slot_N] = torch.cat((c_NR, rotate(k_rope_Nr, cos, sin)), dim=-1)
-            kv_NHe = F.linear(c_NR, weights.kv_b).unflatten(-1, (q_NHd.shape[1], -1))
-            o_NHv = ops.latent_attention(
-                q_NHd, kv_NHe, k_rope_Nr, docs, self.cos, self.sin, self.scale
-            )
-            x_ND = x_ND + F.linear(o_NHv.flatten(1), weights.out)
-            x_ND = self._feed_forward(weights, x_ND)
-        cache.advance(lengths_B)
+    def forward(self, batch: Batch, pools: Pools) -> Tensor:
+        """Appends the batch's tokens to their sequences; [N, D] states after the final norm."""
+        x_ND = self._run(self._embed(batch), batch, pools, 0, self.trunk)
         return ops.rms_norm(x_ND, self.norm_D, self.config.rms_norm_eps)
 
     @torch.no_grad()
-    def step(self, tokens_BT: Tensor, cache: LatentCache) -> Tensor:
-        """Appends T tokens to every row; [B, T, D] states after the final norm."""
-        rows, new = tokens_BT.shape
-        cache.reserve(new)
-        S = cache.longest + new
-        position_BT = cache.lengths_B[:, None] + torch.arange(new, device=self.device)
-        row_BT = torch.arange(rows, device=self.device)[:, None].expand(rows, new)
-        cos, sin = self.cos[position_BT.flatten()], self.sin[position_BT.flatten()]
-        # Added to the scores: a query sees the slots up to its own.
-        later_BTS = torch.arange(S, device=self.device) > position_BT[..., None]
-        mask_BTS = torch.zeros(later_BTS.shape, device=self.device)
-        mask_BTS.masked_fill_(later_BTS, float("-inf"))
-        x_ND = F.embedding(tokens_BT.flatten(), self.embedding)
-        for weights, slots in zip(self.layers, cache.slots, strict=True):
-            q_NHd, c_NR, k_rope_Nr = self._project(weights, x_ND)
-            slots[row_BT, position_BT] = torch.cat(
-                (c_NR, rotate(k_rope_Nr, cos, sin)), dim=-1
-            ).view(rows, new, -1)
-            x_ND = x_ND + self._absorbed(weights, q_NHd, slots[:, :S], mask_BTS, cos, sin)
-            x_ND = self._feed_forward(weights, x_ND)
-        cache.advance(new)
-        states = ops.rms_norm(x_ND, self.norm_D, self.config.rms_norm_eps)
-        return states.view(rows, new, -1)
+    def draft(self, states_ND: Tensor, batch: Batch, pools: Pools) -> Tensor:
+        """The multi-token-prediction layer's states [N, D], from which the head predicts the token after next.
+
+        ``states_ND``: what ``forward`` (or this function, to look further) gave at the batch's positions; the
+        batch's tokens are those that follow these positions.
+        """
+        assert self.join is not None, "this model has no multi-token-prediction layer"
+        eps = self.config.rms_norm_eps
+        following_ND = ops.rms_norm(self._embed(batch), self.join.enorm_D, eps)
+        pair = torch.cat((following_ND, ops.rms_norm(states_ND, self.join.hnorm_D, eps)), dim=-1)
+        if self.fused:
+            x_ND = project(pair, self.packed_join, self.config.hidden_size)
+        else:
+            x_ND = F.linear(pair, self.join.matrix)
+        x_ND = self._run(x_ND, batch, pools, self.trunk, self.trunk + 1)
+        return ops.rms_norm(x_ND, self.join.norm_D, eps)
 
     @torch.no_grad()
     def logits(self, states_ND: Tensor) -> Tensor:
         """[N, V] fp32."""
+        if self.fused:
+            return project(states_ND, self.packed_head, self.config.vocab_size)
         return F.linear(states_ND, self.head).float()
 
-    # ---------------------------------------------------------------- parts of a layer
+    def _embed(self, batch: Batch) -> Tensor:
+        tokens_N = torch.from_numpy(batch.tokens_N).to(self.device)
+        x_ND = F.embedding(tokens_N, self.embedding)
+        return x_ND.float() if self.fused else x_ND
 
-    def _project(self, weights: Weights, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(queries [N, H, d] not rotated, normed latents [N, R], keys [N, r] not rotated)."""
-        R, r, H = (
-            self.config.kv_lora_rank,
-            self.config.qk_rope_head_dim,
-            self.config.num_attention_heads,
-        )
-        u_ND = ops.rms_norm(x_ND, weights.norm_D, self.config.rms_norm_eps)
+    def _run(self, x_ND: Tensor, batch: Batch, pools: Pools, first: int, last: int) -> Tensor:
+        if self.fused:
+            self.fused.run(x_ND, batch, pools.layers, pools.page, first, last)
+            return x_ND
+        places = _Places(batch, pools.page, self.device)
+        positions = places.positions_N
+        cos, sin = self.cos[positions], self.sin[positions]
+        for number in range(first, last):
+            weights, pool = self.layers[number], pools.layers[number].flatten(0, 1)
+            q_NHd, row_Ne = self._project(weights, x_ND, cos, sin)
+            pool[places.slots_N] = row_Ne
+            x_ND = x_ND + self._attend(weights, q_NHd, pool, places)
+            x_ND = self._feed_forward(weights, x_ND)
+        return x_ND
+
+    # ---------------------------------------------------------------- parts of a layer in PyTorch
+
+    def _project(
+        self, weights: Weights, x_ND: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(queries [N, H, e] absorbed, rotated and scaled; cache rows [N, e])."""
+        config = self.config
+        R, r, H = config.kv_lora_rank, config.qk_rope_head_dim, config.num_attention_heads
+        u_ND = ops.rms_norm(x_ND, weights.norm_D, config.rms_norm_eps)
         down = F.linear(u_ND, weights.down)
         q, c_NR, k_rope_Nr = down.split([down.shape[1] - R - r, R, r], dim=-1)
         if weights.q_b is not None:
             assert weights.q_norm is not None
             q = F.linear(ops.rms_norm(q, weights.q_norm, LATENT_NORM_EPS), weights.q_b)
         c_NR = ops.rms_norm(c_NR, weights.kv_norm_R, LATENT_NORM_EPS)
-        return q.unflatten(-1, (H, -1)), c_NR, k_rope_Nr
-
-    def _absorbed(
-        self,
-        weights: Weights,
-        q_NHd: Tensor,
-        past_BSe: Tensor,
-        mask_BTS: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-    ) -> Tensor:
-        """Attention output [N, D] of the absorbed form; past holds (latent | rotated key)."""
-        B, T, S = mask_BTS.shape
-        H, R, n = q_NHd.shape[1], self.config.kv_lora_rank, self.config.qk_nope_head_dim
-        q_nope, q_pe = q_NHd.split([n, q_NHd.shape[2] - n], dim=-1)
+        q_nope, q_pe = q.unflatten(-1, (H, -1)).split([config.qk_nope_head_dim, r], dim=-1)
         q_latent_NHR = torch.bmm(q_nope.transpose(0, 1), weights.uk_HnR).transpose(0, 1)
         q_pe = rotate(q_pe, cos[:, None], sin[:, None])
-        query = torch.cat((q_latent_NHR, q_pe), dim=-1).view(B, T * H, -1)
-        # The cache comes first: with it transposed, the library would copy all of it.
-        scores_BTHS = torch.bmm(past_BSe, query.mT).mT.reshape(B, T, H, S)
-        scores_BTHS = scores_BTHS * self.scale + mask_BTS[:, :, None]
-        share = scores_BTHS.softmax(dim=-1).to(self.dtype).view(B, T * H, S)
-        o_NHR = torch.bmm(share, past_BSe[..., :R]).view(B * T, H, R)
+        query = torch.cat((q_latent_NHR, q_pe), dim=-1) * self.scale
+        return query, torch.cat((c_NR, rotate(k_rope_Nr, cos, sin)), dim=-1)
+
+    def _attend(self, weights: Weights, query_NHe: Tensor, pool: Tensor, places: _Places) -> Tensor:
+        """Attention output [N, D]; groups of sequences with equally many new tokens run together."""
+        N, H, R = *query_NHe.shape[:2], self.config.kv_lora_rank
+        o_NHR = query_NHe.new_empty(N, H, R)
+        for tokens_ST, slots_SL, mask_STL in places.groups:
+            S, T = tokens_ST.shape
+            past_SLe = pool[slots_SL]
+            query = query_NHe[tokens_ST].flatten(1, 2)
+            # The cache comes first: with it transposed, the library would copy all of it.
+            scores = torch.bmm(past_SLe, query.mT).mT.reshape(S, T, H, -1) + mask_STL[:, :, None]
+            share = scores.softmax(dim=-1).to(self.dtype).flatten(1, 2)
+            o_NHR[tokens_ST] = torch.bmm(share, past_SLe[..., :R]).view(S, T, H, R)
         o_NHv = torch.bmm(o_NHR.transpose(0, 1), weights.uv_HRv).transpose(0, 1)
-        return F.linear(o_NHv.reshape(B * T, -1), weights.out)
+        return F.linear(o_NHv.reshape(N, -1), weights.out)
 
     def _feed_forward(self, weights: Weights, x_ND: Tensor) -> Tensor:
         u_ND = ops.rms_norm(x_ND, weights.mlp_norm_D, self.config.rms_norm_eps)
@@ -228,6 +248,109 @@ class PreparedDecoder:
             gate_up, down = weights.dense
             x_ND = x_ND + F.linear(ops.swiglu(F.linear(u_ND, gate_up)), down)
         return x_ND
+
+    # ---------------------------------------------------------------- kernels
+
+    def _fuse(self) -> None:
+        """Hands the layers to the kernels if these agree with PyTorch here."""
+        if not kernels_in_use():
+            return
+        batch = Batch(
+            np.arange(5) % self.config.vocab_size,
+            np.array([0, 1, 2, 0, 1], np.int32)[: 3 + min(2, self.config.max_position_embeddings)],
+            np.array([0, 3, 5], np.int32),
+            np.array([[2, 0], [1, 3]], np.int32),
+        )
+        if self.config.max_position_embeddings < 3:
+            return
+        expected = self.forward(batch, self.new_pools(4, 2))
+        self.packed_head = pack(self.head)
+        if self.join:
+            self.packed_join = pack(self.join.matrix)
+        config = self.config
+        self.fused = FusedLayers(
+            [self._packed(weights) for weights in self.layers],
+            {
+                "dtype": int(self.dtype == torch.bfloat16),
+                "hidden": config.hidden_size,
+                "heads": config.num_attention_heads,
+                "rank": config.kv_lora_rank,
+                "nope": config.qk_nope_head_dim,
+                "rope": config.qk_rope_head_dim,
+                "value": config.v_head_dim,
+                "q_rank": config.q_lora_rank or 0,
+                "experts": config.n_routed_experts,
+                "chosen": config.num_experts_per_tok,
+                "inner": config.moe_intermediate_size,
+                "groups": config.n_group,
+                "kept_groups": config.topk_group,
+                "normalise": int(config.norm_topk_prob),
+                "scaling": config.scaling_factor,
+                "eps": config.rms_norm_eps,
+                "latent_eps": LATENT_NORM_EPS,
+                "scale": self.scale,
+                "cosine": self.cos,
+                "sine": self.sin,
+            },
+        )
+        found = self.forward(batch, self.new_pools(4, 2))
+        bound = 1e-3 if self.dtype == torch.float32 else 0.2
+        # A near tie between two experts may fall either way, so most tokens must agree, not all.
+        near = (found - expected.float()).abs().amax(1) <= bound * expected.abs().max().float()
+        if near.sum() < 4:
+            self.fused = None
+            log.warning("the decoding kernel differs from PyTorch here, so PyTorch serves (slower)")
+
+    def _packed(self, weights: Weights) -> dict[str, Tensor | int | None]:
+        experts, (gate_up, down) = weights.experts, weights.dense or (None, None)
+        return {
+            "norm": weights.norm_D,
+            "down": pack(weights.down),
+            "q_norm": weights.q_norm,
+            "q_b": None if weights.q_b is None else pack(weights.q_b),
+            "kv_norm": weights.kv_norm_R,
+            "uk": pack(weights.uk_HnR.mT),
+            "uv": pack(weights.uv_HRv.mT),
+            "out": pack(weights.out),
+            "mlp_norm": weights.mlp_norm_D,
+            "dense_gate_up": None if gate_up is None else pack_gated(gate_up),
+            "dense_down": None if down is None else pack(down),
+            "dense_inner": 0 if down is None else down.shape[1],
+            "router": pack(experts.router.weight.detach().float()) if experts else None,
+            "bias": experts.router.e_score_correction_bias if experts else None,
+            "gate_up": pack_gated(experts.gate_up_E2ID) if experts else None,
+            "expert_down": pack(experts.down_EDI) if experts else None,
+        }
+
+
+def _attention(layer: Layer) -> LatentAttention:
+    assert isinstance(layer.self_attn, LatentAttention)
+    return layer.self_attn
+
+
+class _Places:
+    """Where a batch's tokens and keys lie, for PyTorch's indexing: one group per number of new tokens."""
+
+    def __init__(self, batch: Batch, page: int, device: torch.device) -> None:
+        _, positions, starts, tables = batch
+        counts = np.diff(starts)
+        sequence = np.repeat(np.arange(len(counts)), counts)
+        slots = tables[sequence, positions // page].astype(np.int64) * page + positions % page
+        self.positions_N = torch.from_numpy(positions.astype(np.int64)).to(device)
+        self.slots_N = torch.from_numpy(slots).to(device)
+        self.groups: list[tuple[Tensor, Tensor, Tensor]] = []
+        for T in np.unique(counts):
+            members = np.flatnonzero(counts == T)
+            tokens = starts[members, None] + np.arange(T)
+            seen = positions[tokens]
+            keys = np.arange(seen.max() + 1)
+            # A shorter sequence's table may end early: its keys past the end are masked.
+            column = np.minimum(keys // page, tables.shape[1] - 1)
+            past = np.maximum(tables[members][:, column], 0).astype(np.int64) * page + keys % page
+            past = np.where(keys <= seen[:, -1:], past, past[:, :1])
+            mask = np.where(keys <= seen[..., None], 0.0, -np.inf).astype(np.float32)
+            group = (tokens.astype(np.int64), past, mask)
+            self.groups.append(tuple(torch.from_numpy(a).to(device) for a in group))  # type: ignore[arg-type]
 
 
 def route(experts: Experts, u_ND: Tensor) -> Tensor:

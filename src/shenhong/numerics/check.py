@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from shenhong.numerics import muon, ops, reference
+from shenhong.numerics import fused_decode, muon, ops, reference
 
 
 def _compare(name: str, op: Callable, plain: Callable, inputs: list[Tensor], bound: float) -> None:
@@ -88,6 +88,12 @@ def check() -> None:
             [normal(tokens, dim), normal(50, dim)],
             bound,
         )
+
+        x, matrix = normal(tokens, dim, dtype=wide), normal(70, dim)
+        expected = x @ matrix.float().T
+        found = fused_decode.project(x, fused_decode.pack(matrix), 70)
+        if not (found - expected).abs().max() <= 1e-4 * expected.abs().max():
+            raise ArithmeticError("kernel project differs from its reference")
 
         matrices = normal(2, 18, 21)
         ortho = muon.newton_schulz(matrices, scale=2.0).float()

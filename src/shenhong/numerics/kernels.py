@@ -62,7 +62,11 @@ SIGNATURES = {
     "shenhong_decayed_add": "ipp" + "nffi",
     "shenhong_normalise": "ipp" + "nni",
     "shenhong_polynomial": "ipp" + "nnfffi",
+    "shenhong_panel": "",
+    "shenhong_decode": "pp",
+    "shenhong_project": "ippp" + "nnni",
 }
+RETURNING = ("shenhong_count", "shenhong_panel")
 
 
 class _State:
@@ -77,7 +81,7 @@ def _load() -> ctypes.CDLL:
     for name, code in SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes = _signature(code)
-        function.restype = c_int if name == "shenhong_count" else None
+        function.restype = c_int if name in RETURNING else None
     return library
 
 

@@ -1,0 +1,490 @@
+// Generation: whole layers over a flat batch of tokens in one call, attention straight from the paged latent cache.
+//
+// Every token is computed as a decode step is (absorbed form, DeepSeek-V2 section 2.1.2), prompts too, and every sum
+// has one order that depends on nothing but the token's own text: a row of a product adds its columns one after the
+// other, attention adds keys from position 0 on, a token adds its experts by number. So a token's result is the same
+// to the bit whatever shares the batch, however its prompt was cut, and on any number of threads.
+//
+// Matrices come packed: panels of NB output rows, each [columns][NB], so that NB results grow in registers while a
+// panel streams by once. Weights and cache are float or bfloat16; all arithmetic and the residual stream are float.
+//
+// Legend: N tokens, S sequences, D hidden, H heads, R latent rank, n nope dims, r rope dims, v value dims, e = R + r,
+// E experts, K chosen, I expert width.
+#include <sched.h>
+
+#include <atomic>
+
+#include "common.h"
+
+constexpr int NV = 4, NB = NV * W, MR = 6;  // vectors and lanes of a panel; rows of a register tile
+constexpr int KEYS = 8, LANES = 4;          // register tiles of attention: keys of a score tile, columns of an output tile
+
+// Field for field as in fused_decode.py.
+struct DecodeLayer {
+    const float* norm;            // [D]
+    const void* down;             // packed [q + R + r, D]; q: the queries' rank, or all queries
+    const float* q_norm;          // [rank] or null
+    const void* q_b;              // packed [H (n + r), rank] or null
+    const float* kv_norm;         // [R]
+    const void *uk, *uv, *out;    // packed per head [R, n] and [v, R]; packed [D, H v]
+    const float* mlp_norm;        // [D]
+    const void *dense_gate_up, *dense_down;  // the dense block or the shared expert, or null; gate and up interleaved
+    const float *router, *bias;   // packed [E, D] and [E], or null
+    const void *gate_up, *expert_down;  // packed per expert
+    void* pool;                   // [pages, page, e]
+    int64_t dense_inner;
+};
+struct DecodeModel {
+    int64_t dtype, hidden, heads, rank, nope, rope, value, q_rank;
+    int64_t experts, chosen, inner, groups, kept_groups, normalise;
+    int64_t page;
+    double scaling, eps, latent_eps, scale;
+    const float *cosine, *sine;   // [positions, r / 2]
+    const DecodeLayer* layers;
+};
+struct DecodeBatch {
+    int64_t threads, first_layer, last_layer, sequences, table_width;
+    const int32_t* starts;        // [S + 1]: tokens of sequence s are starts[s] .. starts[s + 1] - 1
+    const int32_t* positions;     // [N], consecutive within a sequence
+    const int32_t* tables;        // [S, table_width] pages
+    float* x;                     // [N, D] residual stream, in and out
+};
+
+extern "C" void shenhong_select(const float*, const float*, int64_t*, int64_t, int64_t, int, int, int, int);
+
+static inline int64_t panels(int64_t rows) { return (rows + NB - 1) / NB; }
+
+// A barrier that spins for a while and then lets others run: this machine may be busy.
+class Barrier {
+    const int threads;
+    std::atomic<int> waiting{0}, round{0};
+
+  public:
+    explicit Barrier(int threads) : threads(threads) {}
+    void wait() {
+        if (threads == 1) return;
+        const int now = round.load();
+        if (waiting.fetch_add(1) + 1 == threads) {
+            waiting.store(0);
+            round.store(now + 1);
+            return;
+        }
+        for (int spins = 0; round.load(std::memory_order_acquire) == now; spins++)
+            if (spins > 20000) sched_yield();
+    }
+};
+
+template <int M, class T>
+static inline void panel_rows(int64_t K, const float* const* a, const T* w, vf (&acc)[MR][NV]) {
+    vf sums[M][NV];
+    for (int m = 0; m < M; m++)
+        for (int i = 0; i < NV; i++) sums[m][i] = vf{};
+    for (int64_t k = 0; k < K; k++) {
+        vf row[NV];
+        for (int i = 0; i < NV; i++) row[i] = load(w + k * NB + i * W);
+        for (int m = 0; m < M; m++) {
+            const vf left = splat(a[m][k]);
+            for (int i = 0; i < NV; i++) sums[m][i] += left * row[i];
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int i = 0; i < NV; i++) acc[m][i] = sums[m][i];
+}
+
+// Meets one packed panel [K, NB] with `rows` rows a(m) and hands each row's NB sums to done(m, sums).
+template <class T, class A, class Done>
+static void meet(int64_t rows, int64_t K, A a, const T* w, Done done) {
+    for (int64_t m0 = 0; m0 < rows; m0 += MR) {
+        const int M = int(std::min<int64_t>(MR, rows - m0));
+        const float* at[MR];
+        for (int m = 0; m < M; m++) at[m] = a(m0 + m);
+        vf acc[MR][NV];
+        switch (M) {
+            case 1: panel_rows<1>(K, at, w, acc); break;
+            case 2: panel_rows<2>(K, at, w, acc); break;
+            case 3: panel_rows<3>(K, at, w, acc); break;
+            case 4: panel_rows<4>(K, at, w, acc); break;
+            case 5: panel_rows<5>(K, at, w, acc); break;
+            case 6: panel_rows<6>(K, at, w, acc); break;
+        }
+        for (int m = 0; m < M; m++) done(m0 + m, acc[m]);
+    }
+}
+
+template <bool ADD> static inline void put(float* out, const vf* sums, int64_t columns) {
+    for (int i = 0; i < NV && columns > 0; i++, out += W, columns -= W)
+        store_up_to(out, ADD ? load_up_to(out, columns) + sums[i] : sums[i], columns);
+}
+
+static inline void rms(const float* x, const float* weight, float* y, int64_t dim, float eps) {
+    vf squares{};
+    for (int64_t i = 0; i < dim; i += W) {
+        const vf v = load_up_to(x + i, dim - i);
+        squares += v * v;
+    }
+    const float r = 1.f / std::sqrt(sum(squares) / dim + eps);
+    for (int64_t i = 0; i < dim; i += W)
+        store_up_to(y + i, load_up_to(x + i, dim - i) * r * load_up_to(weight + i, dim - i), dim - i);
+}
+
+// Pairs (2i, 2i+1) of x turned by the angle of a position.
+template <class T>
+static inline void turn(const float* x, T* y, const float* c, const float* s, int64_t half) {
+    for (int64_t i = 0; i < half; i++) {
+        const float even = x[2 * i], odd = x[2 * i + 1];
+        y[2 * i] = from_float<T>(even * c[i] - odd * s[i]);
+        y[2 * i + 1] = from_float<T>(odd * c[i] + even * s[i]);
+    }
+}
+
+template <int M, class T>
+static inline void weigh(int64_t keys, const float* share, const T* rows, int64_t stride, vf (&acc)[LANES][NV]) {
+    vf sums[M][NV];
+    for (int m = 0; m < M; m++)
+        for (int i = 0; i < NV; i++) sums[m][i] = acc[m][i];
+    for (int64_t k = 0; k < keys; k++) {
+        vf row[NV];
+        for (int i = 0; i < NV; i++) row[i] = load(rows + k * stride + i * W);
+        for (int m = 0; m < M; m++) {
+            const vf left = splat(share[k * W + m]);
+            for (int i = 0; i < NV; i++) sums[m][i] += left * row[i];
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int i = 0; i < NV; i++) acc[m][i] = sums[m][i];
+}
+
+// Attention of up to W columns (token t, head h: column t H + h) of one sequence over its pages, a lane a column.
+template <class T> struct Columns {
+    const DecodeModel& m;
+    const T* pool;
+    const int32_t* table;
+    const int64_t e;
+    std::vector<float> query, scores, page;
+
+    Columns(const DecodeModel& m) : m(m), pool(nullptr), table(nullptr), e(m.rank + m.rope) {
+        query.resize(e * W), page.resize(m.page * e);
+    }
+
+    const T* rows(int64_t number) const { return pool + int64_t(table[number]) * m.page * e; }
+    const float* floats(const float* in, int64_t) { return in; }
+    const float* floats(const bf16* in, int64_t count) {
+        for (int64_t i = 0; i < count; i += W) store_up_to(&page[i], load_up_to(in + i, count - i), count - i);
+        return page.data();
+    }
+
+    // queries(j): column j's [e]; out(j): where its [R] goes; length[j]: keys it sees.
+    template <class Q, class O> void run(int columns, const int32_t* length, Q queries, O out) {
+        vi seen;
+        int64_t longest = 0, shortest = length[0];
+        for (int j = 0; j < W; j++) {
+            seen[j] = j < columns ? length[j] : length[0];
+            longest = std::max<int64_t>(longest, seen[j]), shortest = std::min<int64_t>(shortest, seen[j]);
+            if (j < columns) {
+                const float* in = queries(j);
+                for (int64_t i = 0; i < e; i++) query[i * W + j] = in[i] * float(m.scale);
+            } else {
+                for (int64_t i = 0; i < e; i++) query[i * W + j] = 0;
+            }
+        }
+        if (int64_t(scores.size()) < longest * W) scores.resize(longest * W * 3 / 2);
+        vf top = splat(-INFINITY);
+        for (int64_t s0 = 0; s0 < longest; s0 += m.page) {
+            const int64_t keys = std::min(m.page, longest - s0);
+            const float* key = floats(rows(s0 / m.page), keys * e);
+            for (int64_t k = 0; k < keys; k += KEYS) {
+                const int64_t some = std::min<int64_t>(KEYS, keys - k);
+                vf acc[KEYS];
+                if (some == KEYS)
+                    score<KEYS>(key + k * e, acc);
+                else
+                    for (int64_t i = 0; i < some; i++) score<1>(key + (k + i) * e, acc + i);
+                for (int64_t i = 0; i < some; i++) {
+                    if (s0 + k + i >= shortest) acc[i] = seen > int32_t(s0 + k + i) ? acc[i] : splat(-INFINITY);
+                    top = max(top, acc[i]);
+                    store(&scores[(s0 + k + i) * W], acc[i]);
+                }
+            }
+        }
+        vf total{};
+        for (int64_t s = 0; s < longest; s++) {
+            vf share = exp(load(&scores[s * W]) - top);
+            if (s >= shortest) share = seen > int32_t(s) ? share : vf{};
+            total += share;
+            store(&scores[s * W], share);
+        }
+        const vf inverse = 1.f / total;
+        for (int j = 0; j < columns; j += LANES)
+            for (int64_t i = 0; i < m.rank; i += NB) {
+                const int some = std::min(LANES, columns - j);
+                vf acc[LANES][NV] = {};
+                for (int64_t s0 = 0; s0 < longest; s0 += m.page) {
+                    const int64_t keys = std::min(m.page, longest - s0);
+                    const T* latent = rows(s0 / m.page) + i;
+                    const float* share = &scores[s0 * W + j];
+                    switch (some) {
+                        case 1: weigh<1>(keys, share, latent, e, acc); break;
+                        case 2: weigh<2>(keys, share, latent, e, acc); break;
+                        case 3: weigh<3>(keys, share, latent, e, acc); break;
+                        case 4: weigh<4>(keys, share, latent, e, acc); break;
+                    }
+                }
+                for (int x = 0; x < some; x++) {
+                    for (int y = 0; y < NV; y++) acc[x][y] *= inverse[j + x];
+                    put<false>(out(j + x) + i, acc[x], m.rank - i);
+                }
+            }
+    }
+
+    template <int M> void score(const float* key, vf* acc) const {
+        vf sums[M];
+        for (int i = 0; i < M; i++) sums[i] = vf{};
+        for (int64_t d = 0; d < e; d++) {
+            const vf q = load(&query[d * W]);
+            for (int i = 0; i < M; i++) sums[i] += splat(key[i * e + d]) * q;
+        }
+        for (int i = 0; i < M; i++) acc[i] = sums[i];
+    }
+};
+
+template <class T> class Decode {
+    const DecodeModel& m;
+    const DecodeBatch& b;
+    const int64_t N, D, H, R, e, d, q_in;
+    int threads;
+    Barrier barrier;
+    std::vector<float> u, down, queries, latent, mixed, heads, dense, inner, scores, gates;
+    std::vector<int64_t> chosen;
+    std::vector<int32_t> sequence;   // of each token
+    std::vector<int64_t> tiles;      // first attention task of each sequence
+    std::atomic<int64_t> next_task{0};
+
+  public:
+    Decode(const DecodeModel& m, const DecodeBatch& b)
+        : m(m), b(b), N(b.starts[b.sequences]), D(m.hidden), H(m.heads), R(m.rank), e(m.rank + m.rope),
+          d(m.nope + m.rope), q_in(m.q_rank ? m.q_rank : H * d), threads(int(b.threads)), barrier(threads) {
+        u.resize(N * D), down.resize(N * (q_in + e)), latent.resize(N * H * e), mixed.resize(N * H * R);
+        if (m.q_rank) queries.resize(N * H * d);
+        heads.resize(N * H * m.value), scores.resize(N * m.experts), gates.resize(N * m.chosen);
+        chosen.resize(N * m.chosen), inner.resize(N * m.chosen * m.inner), sequence.resize(N);
+        int64_t widest = 0;
+        for (int64_t l = b.first_layer; l < b.last_layer; l++) widest = std::max(widest, m.layers[l].dense_inner);
+        dense.resize(N * widest);
+        tiles.push_back(0);
+        for (int64_t s = 0; s < b.sequences; s++) {
+            for (int64_t i = b.starts[s]; i < b.starts[s + 1]; i++) sequence[i] = int32_t(s);
+            tiles.push_back(tiles.back() + ((b.starts[s + 1] - b.starts[s]) * H + W - 1) / W);
+        }
+    }
+
+    void run() {
+        if (threads == 1) {
+            work(0);
+            return;
+        }
+#pragma omp parallel num_threads(threads)
+        {
+            // Fewer threads than asked for would never meet at the barrier.
+            if (omp_get_num_threads() == threads)
+                work(omp_get_thread_num());
+            else if (omp_get_thread_num() == 0)
+                std::abort();
+        }
+    }
+
+  private:
+    std::pair<int64_t, int64_t> share(int64_t count, int thread) const {
+        return {count * thread / threads, count * (thread + 1) / threads};
+    }
+
+    // out [N, rows] (+)= x [N, K] times a packed [rows, K], this thread's panels.
+    template <bool ADD>
+    void product(int thread, const float* x, int64_t x_stride, int64_t K, const void* packed, int64_t rows, float* out,
+                 int64_t out_stride) {
+        const auto [begin, end] = share(panels(rows), thread);
+        for (int64_t p = begin; p < end; p++)
+            meet(N, K, [&](int64_t i) { return x + i * x_stride; }, (const T*)packed + p * K * NB,
+                 [&](int64_t i, const vf* sums) { put<ADD>(out + i * out_stride + p * NB, sums, rows - p * NB); });
+    }
+
+    // For every head: out [N, H, rows] = x [N, H, K] times its packed [rows, K]; this thread's heads and panels.
+    void per_head(int thread, const float* x, int64_t x_stride, int64_t x_head, int64_t K, const void* packed,
+                  int64_t rows, float* out, int64_t out_head) {
+        const int64_t each = panels(rows);
+        const auto [begin, end] = share(H * each, thread);
+        for (int64_t t = begin; t < end; t++) {
+            const int64_t h = t / each, p = t % each;
+            meet(N, K, [&](int64_t i) { return x + i * x_stride + h * x_head; }, (const T*)packed + t * K * NB,
+                 [&](int64_t i, const vf* sums) {
+                     put<false>(out + (i * H + h) * out_head + p * NB, sums, rows - p * NB);
+                 });
+        }
+    }
+
+    void work(int thread) {
+        Columns<T> columns(m);
+        std::vector<int64_t> begin_of, order;
+        const auto [first, last] = share(N, thread);
+        for (int64_t number = b.first_layer; number < b.last_layer; number++) {
+            const DecodeLayer& layer = m.layers[number];
+            for (int64_t i = first; i < last; i++) rms(b.x + i * D, layer.norm, &u[i * D], D, m.eps);
+            barrier.wait();
+            product<false>(thread, u.data(), D, D, layer.down, q_in + e, down.data(), q_in + e);
+            if (thread == 0) next_task = 0;
+            barrier.wait();
+            for (int64_t i = first; i < last; i++) remember(layer, i);
+            if (m.q_rank) {
+                barrier.wait();
+                product<false>(thread, down.data(), q_in + e, m.q_rank, layer.q_b, H * d, queries.data(), H * d);
+            }
+            barrier.wait();
+            const float* q = m.q_rank ? queries.data() : down.data();
+            const int64_t q_stride = m.q_rank ? H * d : q_in + e;
+            per_head(thread, q, q_stride, d, m.nope, layer.uk, R, latent.data(), e);
+            for (int64_t i = first; i < last; i++)
+                for (int64_t h = 0; h < H; h++)
+                    turn(q + i * q_stride + h * d + m.nope, &latent[(i * H + h) * e + R], angle(m.cosine, i),
+                         angle(m.sine, i), m.rope / 2);
+            barrier.wait();
+            columns.pool = (const T*)layer.pool;
+            for (int64_t task; (task = next_task.fetch_add(1)) < tiles.back();) attend(columns, task);
+            barrier.wait();
+            per_head(thread, mixed.data(), H * R, R, R, layer.uv, m.value, heads.data(), m.value);
+            barrier.wait();
+            product<true>(thread, heads.data(), H * m.value, H * m.value, layer.out, D, b.x, D);
+            barrier.wait();
+            for (int64_t i = first; i < last; i++) rms(b.x + i * D, layer.mlp_norm, &u[i * D], D, m.eps);
+            if (layer.router) route(layer, first, last);
+            barrier.wait();
+            if (layer.router) plan(begin_of, order);
+            if (layer.dense_gate_up)
+                gated(thread, layer.dense_gate_up, layer.dense_inner, N, [](int64_t i) { return i; },
+                      [](int64_t) { return 1.f; }, dense.data());
+            if (layer.router)
+                for (int64_t x = 0; x < m.experts; x++) {
+                    const int64_t* mine = order.data() + begin_of[x];
+                    gated(int((thread + x) % threads), (const T*)layer.gate_up + x * panels(2 * inner_padded()) * D * NB,
+                          m.inner, begin_of[x + 1] - begin_of[x], [&](int64_t i) { return mine[i] / m.chosen; },
+                          [&](int64_t i) { return gates[mine[i]]; }, &inner[begin_of[x] * m.inner]);
+                }
+            barrier.wait();
+            finish(thread, layer, begin_of, order);
+            barrier.wait();
+        }
+    }
+
+    const float* angle(const float* table, int64_t i) const { return table + b.positions[i] * (m.rope / 2); }
+    int64_t inner_padded() const { return (m.inner + NB / 2 - 1) / (NB / 2) * (NB / 2); }
+
+    // Norms the queries' latent; writes the normed latent and the rotated key into the token's place in the cache.
+    void remember(const DecodeLayer& layer, int64_t i) {
+        float* row = &down[i * (q_in + e)];
+        if (m.q_rank) rms(row, layer.q_norm, row, q_in, m.latent_eps);
+        row += q_in;
+        rms(row, layer.kv_norm, row, R, m.latent_eps);
+        const int64_t position = b.positions[i];
+        const int64_t page = b.tables[sequence[i] * b.table_width + position / m.page];
+        T* place = (T*)layer.pool + (page * m.page + position % m.page) * e;
+        for (int64_t x = 0; x < R; x += W) store_up_to(place + x, load_up_to(row + x, R - x), R - x);
+        turn(row + R, place + R, angle(m.cosine, i), angle(m.sine, i), m.rope / 2);
+    }
+
+    void attend(Columns<T>& columns, int64_t task) {
+        const int64_t s = std::upper_bound(tiles.begin(), tiles.end(), task) - tiles.begin() - 1;
+        const int64_t from = b.starts[s] * H + (task - tiles[s]) * W, to = std::min<int64_t>(from + W, b.starts[s + 1] * H);
+        columns.table = b.tables + s * b.table_width;
+        int32_t length[W];
+        for (int64_t c = from; c < to; c++) length[c - from] = b.positions[c / H] + 1;
+        columns.run(int(to - from), length, [&](int j) { return &latent[(from + j) * e]; },
+                    [&](int j) { return &mixed[(from + j) * R]; });
+    }
+
+    void route(const DecodeLayer& layer, int64_t first, int64_t last) {
+        const int64_t E = m.experts, K = m.chosen;
+        for (int64_t p = 0; p < panels(E); p++)
+            meet(last - first, D, [&](int64_t i) { return &u[(first + i) * D]; }, layer.router + p * D * NB,
+                 [&](int64_t i, const vf* sums) {
+                     vf s[NV];
+                     for (int x = 0; x < NV; x++) s[x] = sigmoid(sums[x]);
+                     put<false>(&scores[(first + i) * E + p * NB], s, E - p * NB);
+                 });
+        shenhong_select(&scores[first * E], layer.bias, &chosen[first * K], last - first, E, int(K), int(m.groups),
+                        int(m.kept_groups), 1);
+        for (int64_t i = first; i < last; i++) {
+            float total = 0;
+            for (int64_t k = 0; k < K; k++) total += gates[i * K + k] = scores[i * E + chosen[i * K + k]];
+            const float factor = float(m.scaling) / (m.normalise ? total + 1e-20f : 1.f);
+            for (int64_t k = 0; k < K; k++) gates[i * K + k] *= factor;
+        }
+    }
+
+    // Assignments n K + k sorted by expert, by token within one; every thread makes its own copy.
+    void plan(std::vector<int64_t>& begin_of, std::vector<int64_t>& order) const {
+        begin_of.assign(m.experts + 1, 0), order.resize(N * m.chosen);
+        for (int64_t a = 0; a < N * m.chosen; a++) begin_of[chosen[a] + 1]++;
+        for (int64_t x = 0; x < m.experts; x++) begin_of[x + 1] += begin_of[x];
+        std::vector<int64_t> next(begin_of);
+        for (int64_t a = 0; a < N * m.chosen; a++) order[next[chosen[a]]++] = a;
+    }
+
+    // out [rows, width] = gate(i) swiglu(gate_up u[token(i)]); a panel holds NB/2 gates and their NB/2 ups.
+    template <class Token, class Gate>
+    void gated(int thread, const void* packed, int64_t width, int64_t rows, Token token, Gate gate, float* out) {
+        constexpr int half = NV / 2;
+        if (!rows) return;
+        const auto [begin, end] = share((width + NB / 2 - 1) / (NB / 2), thread);
+        for (int64_t p = begin; p < end; p++)
+            meet(rows, D, [&](int64_t i) { return &u[token(i) * D]; }, (const T*)packed + p * D * NB,
+                 [&](int64_t i, const vf* sums) {
+                     const float factor = gate(i);
+                     for (int x = 0; x < half; x++) {
+                         const int64_t at = p * (NB / 2) + x * W;
+                         if (at >= width) break;
+                         const vf g = sums[x];
+                         store_up_to(out + i * width + at, g * sigmoid(g) * sums[half + x] * factor, width - at);
+                     }
+                 });
+    }
+
+    // x += dense block, then += the experts by number.
+    void finish(int thread, const DecodeLayer& layer, const std::vector<int64_t>& begin_of,
+                const std::vector<int64_t>& order) {
+        if (layer.dense_gate_up)
+            product<true>(thread, dense.data(), layer.dense_inner, layer.dense_inner, layer.dense_down, D, b.x, D);
+        if (!layer.router) return;
+        const auto [begin, end] = share(panels(D), thread);
+        for (int64_t x = 0; x < m.experts; x++)
+            for (int64_t p = begin; p < end; p++)
+                meet(begin_of[x + 1] - begin_of[x], m.inner, [&](int64_t i) { return &inner[(begin_of[x] + i) * m.inner]; },
+                     (const T*)layer.expert_down + (x * panels(D) + p) * m.inner * NB,
+                     [&](int64_t i, const vf* sums) {
+                         put<true>(b.x + order[begin_of[x] + i] / m.chosen * D + p * NB, sums, D - p * NB);
+                     });
+    }
+};
+
+EXPORT int shenhong_panel() { return NB; }
+
+EXPORT void shenhong_decode(const DecodeModel* model, const DecodeBatch* batch) {
+    if (model->dtype == BF16)
+        Decode<bf16>(*model, *batch).run();
+    else
+        Decode<float>(*model, *batch).run();
+}
+
+// y [N, rows] = x [N, K] times a packed [rows, K]; x and y float. Rows of y do not depend on each other.
+template <class T>
+static void project(const float* x, const T* packed, float* y, int64_t N, int64_t K, int64_t rows, int threads) {
+    parallel_rows(panels(rows), threads, [&](int64_t begin, int64_t end, int) {
+        for (int64_t p = begin; p < end; p++)
+            meet(N, K, [&](int64_t i) { return x + i * K; }, packed + p * K * NB,
+                 [&](int64_t i, const vf* sums) { put<false>(y + i * rows + p * NB, sums, rows - p * NB); });
+    });
+}
+EXPORT void shenhong_project(int dtype, const float* x, const void* packed, float* y, int64_t N, int64_t K,
+                             int64_t rows, int threads) {
+    if (dtype == BF16)
+        project(x, (const bf16*)packed, y, N, K, rows, threads);
+    else
+        project(x, (const float*)packed, y, N, K, rows, threads);
+}

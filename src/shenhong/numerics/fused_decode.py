@@ -1,0 +1,132 @@
+"""Generation through the kernels: matrices in kernel layout, and one call for all layers of a batch of tokens.
+
+Shapes: N tokens, S sequences, P pages of the longest table, D hidden, H heads, R latent rank, r rope dims, E experts,
+I inner width, b lanes of a panel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import c_double, c_int64, c_void_p
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shenhong.numerics.kernels import call
+
+
+def _struct(name: str, pointers: str = "", numbers: str = "", after: str = "") -> Any:
+    """A C struct: pointers, then 64-bit integers, then whatever ``after`` lists as name:kind."""
+    kinds: dict[str, Any] = {"d": c_double, "p": c_void_p}
+    fields: list[tuple[str, Any]] = [(n, c_void_p) for n in pointers.split()] + [
+        (n, c_int64) for n in numbers.split()
+    ]
+    fields += [(n, kinds[k]) for n, k in (item.split(":") for item in after.split())]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+# The structs of decode.cpp, field by field.
+_Layer = _struct(
+    "DecodeLayer",
+    "norm down q_norm q_b kv_norm uk uv out mlp_norm dense_gate_up dense_down router bias gate_up expert_down pool",
+    "dense_inner",
+)
+_Model = _struct(
+    "DecodeModel",
+    numbers="dtype hidden heads rank nope rope value q_rank experts chosen inner groups kept_groups normalise page",
+    after="scaling:d eps:d latent_eps:d scale:d cosine:p sine:p layers:p",
+)
+_Batch = _struct(
+    "DecodeBatch",
+    numbers="threads first_layer last_layer sequences table_width",
+    after="starts:p positions:p tables:p x:p",
+)
+
+
+class Batch(NamedTuple):
+    """Tokens of several sequences, each sequence's consecutive; where they stand, and the pages of each sequence."""
+
+    tokens_N: np.ndarray  # int64
+    positions_N: np.ndarray  # int32
+    starts_S: np.ndarray  # int32 [S + 1]: sequence s has tokens starts[s] .. starts[s + 1] - 1
+    tables_SP: np.ndarray  # int32
+
+
+def pack(matrix: Tensor) -> Tensor:
+    """[..., rows, K] as panels [..., ceil(rows / b), K, b], zeros behind the last row."""
+    lanes = call("shenhong_panel")
+    rows = matrix.shape[-2]
+    padded = F.pad(matrix, (0, 0, 0, -rows % lanes))
+    return padded.unflatten(-2, (-1, lanes)).transpose(-1, -2).contiguous()
+
+
+def pack_gated(gate_up: Tensor) -> Tensor:
+    """[..., 2I, K], gates before ups, as panels of b/2 gates and their b/2 ups."""
+    half = call("shenhong_panel") // 2
+    inner = gate_up.shape[-2] // 2
+    parts = gate_up.unflatten(-2, (2, inner))
+    parts = F.pad(parts, (0, 0, 0, -inner % half)).unflatten(-2, (-1, half))
+    return pack(parts.transpose(-4, -3).flatten(-4, -2))
+
+
+def project(x_ND: Tensor, packed: Tensor, rows: int) -> Tensor:
+    """[N, rows] fp32: x times a packed [rows, D]; a row's result depends on no other row."""
+    x_ND = x_ND.contiguous()
+    out = torch.empty(len(x_ND), rows)
+    call(
+        "shenhong_project",
+        packed.dtype,
+        x_ND,
+        packed,
+        out,
+        len(x_ND),
+        x_ND.shape[1],
+        rows,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+class FusedLayers:
+    """A model's layers as the kernel wants them. ``numbers``: fields of DecodeModel; ``layers``: those of DecodeLayer,
+    tensors for the pointers (None for what a layer lacks)."""
+
+    def __init__(
+        self, layers: Sequence[dict[str, Tensor | int | None]], numbers: dict[str, object]
+    ) -> None:
+        self.kept = [layers, numbers]  # alive, for the kernel holds only addresses
+        self.layers = (_Layer * len(layers))()
+        for target, layer in zip(self.layers, layers, strict=True):
+            for name, value in layer.items():
+                if value is not None:
+                    address = value.data_ptr() if isinstance(value, Tensor) else value
+                    setattr(target, name, address)
+        self.model = _Model(
+            **{k: v.data_ptr() if isinstance(v, Tensor) else v for k, v in numbers.items()},
+            layers=ctypes.addressof(self.layers),
+        )
+
+    def run(
+        self, x_ND: Tensor, batch: Batch, pools: Sequence[Tensor], page: int, first: int, last: int
+    ) -> None:
+        """Layers first .. last - 1 over x [N, D] fp32, in place; ``pools``: [pages, page, R + r] of every layer."""
+        for layer, pool in zip(self.layers, pools, strict=True):
+            layer.pool = pool.data_ptr()
+        self.model.page = page
+        _, positions, starts, tables = batch
+        arguments = _Batch(
+            threads=torch.get_num_threads(),
+            first_layer=first,
+            last_layer=last,
+            sequences=len(starts) - 1,
+            table_width=tables.shape[1],
+            starts=starts.ctypes.data,
+            positions=positions.ctypes.data,
+            tables=tables.ctypes.data,
+            x=x_ND.data_ptr(),
+        )
+        call("shenhong_decode", ctypes.addressof(self.model), ctypes.addressof(arguments))
