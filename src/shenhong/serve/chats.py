@@ -56,7 +56,7 @@ async def bootstrap(request: Request) -> Any:
                 "context": model.context,
                 "template_thinking": model.template.thinking,
                 "verse": model.verse,
-                "facts": model.facts,
+                "facts": {k: v for k, v in model.facts.items() if k != "folder"},
             }
             for model in hub.models.values()
         ],

@@ -14,7 +14,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from shenhong.engine.text import token_bytes
 from shenhong.models import Writer, facts, folder_of, open_writer
 from shenhong.serve.engine_thread import EngineThread
 from shenhong.serve.faults import Fault
@@ -64,7 +63,7 @@ def open_models(paths: list[Path], dtype: torch.dtype, settings: Settings) -> di
                 template=Template(folder, writer.tokenizer, settings.limits.template_seconds),
                 facts=facts(path),
                 verse=_writes_verse(run),
-                bytes_of=token_bytes(writer.tokenizer),
+                bytes_of=writer.engine.bytes_of or [],
                 created=int((folder / "config.json").stat().st_mtime),
             )
     except BaseException:

@@ -195,8 +195,8 @@ class Jobs:
             while not hub.stopped.is_set():
                 news = asyncio.create_task(self.changed(owner).next().wait())
                 try:
-                    for number, data in await hub.stored(store.changes, owner, after):
-                        yield sse.event(json.loads(data), number=number)
+                    for number, change in await hub.stored(store.changes, owner, after):
+                        yield sse.event(change, number=number)
                         after = number
                     await asyncio.wait({news, end}, return_when=asyncio.FIRST_COMPLETED)
                 finally:

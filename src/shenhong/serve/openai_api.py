@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -184,7 +184,7 @@ async def together(
             yield 0, piece
         return
     # One piece of each stream at most is waiting here; the rest waits, merged, in the stream itself.
-    waiting: dict[asyncio.Future[Piece], tuple[int, AsyncIterator[Piece]]] = {}
+    waiting: dict[asyncio.Future[Piece], tuple[int, AsyncGenerator[Piece, None]]] = {}
     for index, stream in enumerate(streams):
         source = pieces(model, stream, thinking)
         waiting[asyncio.ensure_future(anext(source))] = index, source

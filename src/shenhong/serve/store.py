@@ -175,16 +175,17 @@ class Store:
         leaf: str | None = None,
     ) -> dict[str, Any]:
         now = time.time()
-        chat = {"id": new_id(), "title": title, "created": now, "updated": now, "leaf": leaf}
+        id = new_id()
+        chat = {"id": id, "title": title, "created": now, "updated": now, "leaf": leaf}
         with self._writing():
             self.db.execute(
                 "INSERT INTO chat (id, title, created, updated, leaf, owner) VALUES (?, ?, ?, ?, ?, ?)",
                 (*chat.values(), owner),
             )
             for message in messages or []:
-                self._insert(message | {"chat": chat["id"]})
-            self._change(owner, {"kind": "chat", "chat": chat["id"]})
-        return chat | {"messages": self.messages(chat["id"])}
+                self._insert(message | {"chat": id})
+            self._change(owner, {"kind": "chat", "chat": id})
+        return chat | {"messages": self.messages(id)}
 
     def change_chat(self, owner: str, chat: str, changes: dict[str, Any]) -> dict[str, Any] | None:
         with self._writing():
@@ -318,12 +319,19 @@ class Store:
 
     # ---------------------------------------------------------------- changes for other tabs
 
-    def changes(self, owner: str, after: int) -> list[tuple[int, str]]:
+    def changes(self, owner: str, after: int) -> list[tuple[int, dict[str, Any]]]:
+        """(number, {kind: "chat" | "message" | "deleted", chat, message?: as it is now})."""
         rows = self.db.execute(
             "SELECT id, data FROM change WHERE owner = ? AND id > ? ORDER BY id LIMIT 1000",
             (owner, after),
-        )
-        return [tuple(row) for row in rows]
+        ).fetchall()
+        found = []
+        for number, data in rows:
+            change = json.loads(data)
+            if "message" in change:
+                change["message"] = self.message(change["message"])
+            found.append((number, change))
+        return found
 
     def last_change(self) -> int:
         return self.db.execute("SELECT coalesce(max(id), 0) FROM change").fetchone()[0]
