@@ -1,4 +1,5 @@
 import json
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -103,6 +104,32 @@ def test_a_report_names_the_corpus_and_not_the_folders_of_this_machine(tmp_path)
     )
     for text in write_report(tmp_path):
         assert "poems.jsonl" in text and "../more.txt" in text and "libai" not in text
+
+
+def test_on_a_phone_tables_scroll_and_the_page_does_not(tmp_path, evaluation):
+    api = pytest.importorskip("playwright.sync_api")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no browser on this machine")
+    write_run(tmp_path, evaluation)
+    share = [1 / 256] * 256
+    with open(tmp_path / "events.jsonl", "a") as events:
+        line = {"kind": "train", "step": 300, "steps": 300, "loss": 3.0, "load": [share] * 2}
+        events.write("\n" + json.dumps(line) + "\n")
+    write_report(tmp_path)
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        for width in (320, 390):
+            page = chromium.new_page(viewport={"width": width, "height": 700})
+            page.goto((tmp_path / "report.html").as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+            wide = "[...document.querySelectorAll('.wide, .heat')].map(e => e.scrollWidth - e.clientWidth)"
+            assert sum(room > 0 for room in page.evaluate(wide)) >= 2
+            tall = (
+                "[...document.querySelectorAll('.tile')].every(e => e.scrollWidth <= e.clientWidth)"
+            )
+            assert page.evaluate(tall)
+        chromium.close()
 
 
 def test_nothing_of_a_run_becomes_markup(tmp_path, evaluation):

@@ -193,7 +193,7 @@ padding:.45rem .3rem;font:700 1.15rem/1.1 "Noto Serif CJK SC","Songti SC",STSong
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.7rem}
 .tile,.card{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.8rem .9rem;min-width:0}
 .tile .name,.tile .beside{font-size:.8rem;color:var(--soft)}
-.tile .number{font-size:1.5rem;white-space:nowrap;font-weight:650;line-height:1.3;font-variant-numeric:tabular-nums}
+.tile .number{font-size:1.5rem;font-weight:650;line-height:1.3;font-variant-numeric:tabular-nums}
 .wide{overflow-x:auto;margin:.8rem 0}
 table{border-collapse:collapse;font-size:.88rem;min-width:min(100%,24rem)}
 caption{text-align:left;color:var(--soft);padding-bottom:.4rem}
@@ -211,8 +211,8 @@ svg text{fill:var(--soft)}svg .axis{stroke:var(--line)}svg .curve{fill:none;stro
 .shares{display:flex;height:1.1rem;border-radius:.3rem;overflow:hidden;margin:.4rem 0 .6rem}
 .shares span{min-width:1px}
 .shares+.key i{height:.7rem;border-radius:.15rem}
-.heat{display:grid;gap:2px;font-size:.72rem;color:var(--soft);align-items:center}
-.heat b{font-weight:400;padding-right:.4rem;white-space:nowrap}.heat i{height:1.15rem;border-radius:2px}
+.heat{overflow-x:auto;display:grid;gap:2px;font-size:.72rem;color:var(--soft);align-items:center}
+.heat b{font-weight:400;padding-right:.4rem;white-space:nowrap}.heat i{min-width:2px;height:1.15rem;border-radius:2px}
 @media(max-width:40rem){table{font-size:.8rem}th,td{padding-right:.55rem}td:not(.n){min-width:4.2rem}
 h2{margin-top:2rem}}
 details{margin:.7rem 0}summary{cursor:pointer;color:var(--soft);font-size:.88rem}
