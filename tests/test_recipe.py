@@ -45,6 +45,7 @@ def test_a_corpus_in_the_same_tree_is_frozen_relative_to_the_run(tmp_path):
         ('[train]\noptimizer = "sgd"', "train.optimizer"),
         ("[model]\nnum_experts_per_tok = 99", "num_experts_per_tok"),
         ("[model]\nn_group = 4\ntopk_group = 8", "topk_group"),
+        ("[model]\nn_group = 4\ntopk_group = 2", "knows no group limits (model.topk_group 2 of 4)"),
         ("[model]\nn_routed_experts = 10\nn_group = 4\ntopk_group = 2", "n_group"),
         ("[model]\nqk_rope_head_dim = 31", "even"),
         ("[train]\nbatch_tokens = 1000", "multiple of train.sequence_length"),
@@ -57,6 +58,13 @@ def test_mistakes_are_named(tmp_path, line, said):
         load(written(tmp_path, f"{MINIMAL}{line}\n"))
     message = str(error.value)
     assert said in message and "r.toml" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("remedy", ['[train]\nbalance = "centred"', "topk_group = 4"])
+def test_group_limits_go_with_the_rules_that_know_them(remedy, tmp_path):
+    limited = "[model]\nn_group = 4\ntopk_group = 2\n"
+    text = limited + remedy if "train" in remedy else limited.replace("topk_group = 2", remedy)
+    assert load(written(tmp_path, MINIMAL + text)).model.n_group == 4
 
 
 def test_neither_minutes_nor_steps_is_refused():

@@ -102,6 +102,11 @@ class Recipe(Settings):
             self.architecture(self.tokenizer.vocab_size)
         except ModelError as error:
             raise ValueError(f"model: {error}") from None
+        groups = self.model.n_group
+        if self.train.balance == "quantile" and self.model.topk_group < groups:
+            raise ValueError(
+                f'train.balance "quantile" knows no group limits (model.topk_group {self.model.topk_group} of {groups}); set it to "centred", or model.topk_group to {groups}'
+            )
         return self
 
     def architecture(self, vocab_size: int, **token_ids: Any) -> ModelConfig:

@@ -49,7 +49,8 @@ class TrainSettings(BaseModel):
         0.03, ge=0, lt=1, description="share of steps with rising rate; afterwards linear to zero"
     )
     balance: Literal["quantile", "centred", "sign", "none"] = Field(
-        "quantile", description="rule for the routers' selection bias"
+        "quantile",
+        description="rule for the routers' selection bias; quantile: without group limits",
     )
     balance_rate: float = Field(
         0.001, ge=0, description="step of the bias; the quantile rule needs none"
