@@ -30,10 +30,10 @@ def conditions(threads: int, dtype: torch.dtype) -> str:
     )
 
 
-def usual_machine() -> torch.dtype:
-    """All cores, kernels, and bfloat16 where the CPU is made for it; prints the conditions."""
+def usual_machine(threads: int | None = None) -> torch.dtype:
+    """All cores unless told, kernels, and bfloat16 where the CPU is made for it; prints the conditions."""
     dtype = "bfloat16" if machine.fast_bfloat16() else "float32"
-    chosen = budget.apply({"threads": machine.cores(), "kernels": True, "dtype": dtype})
+    chosen = budget.apply({"threads": threads or machine.cores(), "kernels": True, "dtype": dtype})
     print(conditions(torch.get_num_threads(), chosen))
     return chosen
 
