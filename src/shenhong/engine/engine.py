@@ -32,6 +32,7 @@ from shenhong.engine.request import (
 from shenhong.engine.sampler import Penalties, draw, log_probabilities, request_seed, uniforms
 from shenhong.engine.scheduler import Part, Scheduler
 from shenhong.engine.scheduler import Sequence as Text
+from shenhong.engine.structured import Grammars, Matcher
 from shenhong.engine.text import TextStream, token_bytes
 from shenhong.errors import RequestError
 from shenhong.model import Decoder, PreparedDecoder
@@ -65,6 +66,7 @@ class Live:
         self.uniforms = uniforms([request.seed], room)[0]
         self.stream: TextStream | None = None
         self.penalties: Penalties | None = None
+        self.matcher: Matcher | None = None
         self.written = 0
 
     def usage(self) -> Usage:
@@ -95,6 +97,7 @@ class Engine:
         self.pages = Pages(max(pages, -(-context // page)))
         self.pools = self.model.new_pools(self.pages.count, page)
         self.scheduler = Scheduler(self.pages, page, settings.step_tokens, settings.most_running)
+        self.grammars: Grammars | None = None  # made when the first constraint comes
         self.live: dict[int, Live] = {}
         self.ended: list[Event] = []  # cancelled, to be told with the next step
         self.told: list[Event] = []  # of other requests, met while ``generate`` or ``stream`` ran
@@ -106,6 +109,7 @@ class Engine:
     def submit(self, request: Request) -> int:
         """Queues a request and returns its id. ``RequestError`` for the impossible."""
         self._check(request)
+        matcher = self._matcher(request)
         self.submitted += 1
         text = Text(
             self.submitted,
@@ -118,6 +122,8 @@ class Engine:
             live.stream = TextStream(self.bytes_of, request.stop)
         if not request.sampling.plain:
             live.penalties = Penalties(request.sampling, request.prompt, self.config.vocab_size)
+        if matcher:
+            live.matcher, live.stops = matcher, live.stops | self._eos()
         self.live[text.id] = live
         self.scheduler.add(text)
         self.prompt_tokens += len(request.prompt)
@@ -207,12 +213,14 @@ class Engine:
         """The next token of each; None where the model's numbers are not finite."""
         finite = logits_BV.sum(dim=1).isfinite()
         sound = bool(finite.all())
-        changed = [i for i, live in enumerate(lives) if live.penalties]
+        changed = [i for i, live in enumerate(lives) if live.penalties or live.matcher]
         if changed or not sound:
             logits_BV = logits_BV.clone()
         for i in changed:
             if penalties := lives[i].penalties:
                 logits_BV[i] = penalties.apply(logits_BV[i])
+            if matcher := lives[i].matcher:
+                logits_BV[i].masked_fill_(~matcher.mask(), float("-inf"))
         if not sound:
             logits_BV[~finite] = 0
         uniform_B = torch.stack([live.uniforms[live.written] for live in lives])
@@ -240,6 +248,10 @@ class Engine:
             live.written += 1
             if live.penalties:
                 live.penalties.wrote(token)
+            if live.matcher:
+                live.matcher.wrote(token)
+                if error := live.matcher.error:
+                    return self._event(live, new, logprobs, "error", text, error)
             if live.request.logprobs is not None:
                 logprobs.append(log_probabilities(logits_V, token, live.request.logprobs))
             if live.stream:
@@ -247,6 +259,9 @@ class Engine:
                 if live.stream.stopped:
                     finish = "stop"
                     break
+            if live.matcher and live.matcher.complete:
+                finish = "stop"
+                break
             if live.written == live.room:
                 finish = "length"
                 break
@@ -355,7 +370,18 @@ class Engine:
     def _stops(self, request: Request) -> set[int]:
         if request.stop_tokens is not None:
             return set(request.stop_tokens)
+        return self._eos()
+
+    def _eos(self) -> set[int]:
         return set() if self.config.eos_token_id is None else {self.config.eos_token_id}
+
+    def _matcher(self, request: Request) -> Matcher | None:
+        if request.constraint is None:
+            return None
+        if self.grammars is None:
+            assert self.tokenizer is not None and self.bytes_of is not None
+            self.grammars = Grammars(self.tokenizer, self.bytes_of)
+        return self.grammars.matcher(request.constraint)
 
     def _room(self, request: Request) -> int:
         """How many tokens may follow: the last one written needs no place of its own."""
