@@ -11,10 +11,12 @@ from shenhong.engine.request import (
     Usage,
 )
 from shenhong.engine.sampler import request_seed
+from shenhong.engine.speculate import DraftReport
 
 __all__ = [
     "Completion",
     "Constraint",
+    "DraftReport",
     "Engine",
     "EngineSettings",
     "EngineStats",

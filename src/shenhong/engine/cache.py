@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+from shenhong.numerics.fused_decode import Batch
 
 ROOT = b""  # what stands before the first page
 
@@ -68,3 +70,18 @@ class Pages:
                 self.idle[page] = None
             else:
                 self.blank.append(page)
+
+
+def lay_out(parts: Iterable[tuple[list[int], int, list[int]]]) -> Batch:
+    """The model's batch of (tokens, position of the first, pages of the sequence) parts."""
+    parts = list(parts)
+    lengths = np.array([len(tokens) for tokens, _, _ in parts])
+    starts = np.zeros(len(parts) + 1, np.int32)
+    np.cumsum(lengths, out=starts[1:])
+    firsts = np.array([first for _, first, _ in parts])
+    positions = np.arange(starts[-1]) + np.repeat(firsts - starts[:-1], lengths)
+    tables = np.zeros((len(parts), max(len(pages) for _, _, pages in parts)), np.int32)
+    for row, (_, _, pages) in zip(tables, parts, strict=True):
+        row[: len(pages)] = pages
+    tokens = [token for part, _, _ in parts for token in part]
+    return Batch(np.array(tokens, np.int64), positions.astype(np.int32), starts, tables)

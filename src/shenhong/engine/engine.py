@@ -10,15 +10,15 @@ two candidates are nearly as likely (rounding). Its draws come from its own stre
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from shenhong.engine.cache import Pages
+from shenhong.engine.cache import Pages, lay_out
 from shenhong.engine.request import (
     MOST_LOGPROBS,
     EngineStats,
@@ -32,11 +32,11 @@ from shenhong.engine.request import (
 from shenhong.engine.sampler import Penalties, draw, log_probabilities, request_seed, uniforms
 from shenhong.engine.scheduler import Part, Scheduler
 from shenhong.engine.scheduler import Sequence as Text
+from shenhong.engine.speculate import Drafter, DraftReport, Followed
 from shenhong.engine.structured import Grammars, Matcher
 from shenhong.engine.text import TextStream, token_bytes
 from shenhong.errors import RequestError
 from shenhong.model import Decoder, PreparedDecoder
-from shenhong.numerics.fused_decode import Batch
 from shenhong.tokenizer import Tokenizer
 
 
@@ -49,6 +49,8 @@ class EngineSettings:
     step_tokens: int = 512  # of prompts and answers together
     most_running: int = 256  # texts under way at once; more wait
     share_prefixes: bool = True
+    draft: int = 0  # tokens guessed ahead by the multi-token-prediction layer; see ``calibrate``
+    most_drafting: int = 2  # no guesses while more texts are under way
 
 
 class Completion(NamedTuple):
@@ -97,6 +99,10 @@ class Engine:
         self.pages = Pages(max(pages, -(-context // page)))
         self.pools = self.model.new_pools(self.pages.count, page)
         self.scheduler = Scheduler(self.pages, page, settings.step_tokens, settings.most_running)
+        self.drafter: Drafter | None = None
+        if self.model.join is not None:
+            self.drafter = Drafter(self.model, self.pools, self.scheduler, settings.most_drafting)
+            self.drafter.depth = settings.draft
         self.grammars: Grammars | None = None  # made when the first constraint comes
         self.live: dict[int, Live] = {}
         self.ended: list[Event] = []  # cancelled, to be told with the next step
@@ -149,8 +155,8 @@ class Engine:
             generated_tokens=self.generated_tokens,
             prefix_hits=self.scheduler.prefix_hits,
             preemptions=self.scheduler.preemptions,
-            drafted=0,
-            accepted=0,
+            drafted=self.drafter.drafted if self.drafter else 0,
+            accepted=self.drafter.accepted if self.drafter else 0,
         )
 
     # ---------------------------------------------------------------- a step
@@ -171,48 +177,73 @@ class Engine:
         return told
 
     def _compute(self, parts: list[Part]) -> list[Event]:
-        states_ND = self.model.forward(self._batch(parts), self.pools)
-        ends = np.cumsum([part.length for part in parts])
-        whole = [
-            (part, end)
-            for part, end in zip(parts, ends.tolist(), strict=True)
-            if part.length == part.sequence.pending
-        ]
-        finished = {part.sequence.id for part, _ in whole}
-        for part in parts:
-            if part.sequence.id not in finished:
-                self.scheduler.done(part.sequence, part.length)
-        if not whole:
-            return []
-        lives = [self.live[part.sequence.id] for part, _ in whole]
-        if len(whole) < len(states_ND):
-            states_ND = states_ND[torch.tensor([end - 1 for _, end in whole])]
-        logits_BV = self.model.logits(states_ND)
-        tokens = self._draw(logits_BV, lives)
-        events = []
-        for row, ((part, _), live) in enumerate(zip(whole, lives, strict=True)):
-            self.scheduler.done(part.sequence, part.length)
-            events.append(self._write(live, [tokens[row]], logits_BV[row : row + 1]))
+        before = [part.sequence.computed for part in parts]
+        states_ND = self.model.forward(
+            lay_out(
+                ((s.tokens + s.drafts)[s.computed : s.computed + length], s.computed, s.table)
+                for s, length, _ in parts
+            ),
+            self.pools,
+        )
+        rows: list[int] = []  # whose next token is drawn
+        whole: list[tuple[Live, list[int]]] = []  # with the guesses that are checked
+        begin = 0
+        for sequence, length, drafts in parts:
+            begin += length
+            guesses, sequence.drafts = sequence.drafts[:drafts], []
+            if length - drafts == sequence.pending:
+                rows += range(begin - drafts - 1, begin)
+                whole.append((self.live[sequence.id], guesses))
+            self.scheduler.done(sequence, length - drafts)
+        events = self._continue(whole, states_ND, rows) if whole else []
+        if self.drafter and self.drafter.depth:
+            self._follow_up(parts, before, states_ND)
         return events
 
-    def _batch(self, parts: list[Part]) -> Batch:
-        tokens: list[int] = []
-        positions: list[np.ndarray] = []
-        widest = max(len(part.sequence.table) for part in parts)
-        tables = np.zeros((len(parts), widest), np.int32)
-        starts = np.zeros(len(parts) + 1, np.int32)
-        for i, (sequence, count, _) in enumerate(parts):
-            first = sequence.computed
-            tokens += sequence.tokens[first : first + count]
-            positions.append(np.arange(first, first + count, dtype=np.int32))
-            tables[i, : len(sequence.table)] = sequence.table
-            starts[i + 1] = len(tokens)
-        return Batch(np.array(tokens, np.int64), np.concatenate(positions), starts, tables)
+    def _continue(
+        self, whole: list[tuple[Live, list[int]]], states_ND: Tensor, rows: list[int]
+    ) -> list[Event]:
+        """Draws behind every text and every guess, and keeps the guesses that were drawn too."""
+        if len(rows) < len(states_ND):
+            states_ND = states_ND[torch.tensor(rows)]
+        logits_BV = self.model.logits(states_ND)
+        drawn = self._draw(logits_BV, [(live, i) for live, g in whole for i in range(len(g) + 1)])
+        events, row = [], 0
+        for live, guesses in whole:
+            tokens = drawn[row : row + len(guesses) + 1]
+            kept = 0
+            while kept < len(guesses) and guesses[kept] == tokens[kept]:
+                kept += 1
+            if self.drafter:
+                self.drafter.accepted += kept
+            events.append(self._write(live, tokens[: kept + 1], logits_BV[row:]))
+            row += len(guesses) + 1
+        return events
 
-    def _draw(self, logits_BV: Tensor, lives: list[Live]) -> list[int | None]:
-        """The next token of each; None where the model's numbers are not finite."""
+    def _follow_up(self, parts: list[Part], before: list[int], states_ND: Tensor) -> None:
+        assert self.drafter is not None
+        steps, row = [], 0
+        for (sequence, length, _), first in zip(parts, before, strict=True):
+            if live := self.live.get(sequence.id):
+                plain = live.penalties is None and live.matcher is None
+                steps.append(
+                    Followed(
+                        sequence,
+                        first,
+                        row,
+                        live.request.sampling,
+                        live.uniforms[live.written :],
+                        plain and sequence.pending == 1,
+                    )
+                )
+            row += length
+        self.drafter.follow(steps, states_ND)
+
+    def _draw(self, logits_BV: Tensor, places: list[tuple[Live, int]]) -> list[int | None]:
+        """For each (text, i) its token number i from now; None where the model's numbers are not finite."""
         finite = logits_BV.sum(dim=1).isfinite()
         sound = bool(finite.all())
+        lives = [live for live, _ in places]
         changed = [i for i, live in enumerate(lives) if live.penalties or live.matcher]
         if changed or not sound:
             logits_BV = logits_BV.clone()
@@ -223,7 +254,7 @@ class Engine:
                 logits_BV[i].masked_fill_(~matcher.mask(), float("-inf"))
         if not sound:
             logits_BV[~finite] = 0
-        uniform_B = torch.stack([live.uniforms[live.written] for live in lives])
+        uniform_B = torch.stack([live.uniforms[live.written + i] for live, i in places])
         drawn: list[int | None] = list(
             draw(logits_BV, uniform_B, [live.request.sampling for live in lives])
         )
@@ -237,7 +268,9 @@ class Engine:
         logprobs: list[TokenLogprob] = []
         text = ""
         finish: Finish | None = None
-        for token, logits_V in zip(tokens, logits_TV, strict=True):
+        for number, (token, logits_V) in enumerate(zip(tokens, logits_TV, strict=False)):
+            if number:
+                self.scheduler.done(live.text, 1)  # the guess before it was right
             if token is None:
                 return self._event(live, new, logprobs, "error", text, "the model gave no number")
             if token in live.stops:
@@ -285,6 +318,37 @@ class Engine:
         self.scheduler.remove(live.text)
         del self.live[live.text.id]
         return Event(live.text.id, tokens, text, logprobs, finish, error, live.usage())
+
+    # ---------------------------------------------------------------- drafting
+
+    def calibrate(self, prompt: Sequence[int], tokens: int = 64, deepest: int = 3) -> DraftReport:
+        """Measures drafting on this machine, sets the depth that is fastest at batch 1, 0 where none gains.
+
+        ``prompt``: like those to come. A model without the layer for it gets depth 0. Takes a few seconds at most.
+        """
+        assert not self.busy, "calibrate before the first request"
+        if self.drafter is None:
+            return DraftReport(0, 1.0, 0.0, {})
+        seconds: dict[int, float] = {}
+        kept: dict[int, float] = {0: 0.0}
+        for round in range(
+            3
+        ):  # interleaved, so that a busy moment meets all depths; the fastest counts
+            for depth in range(deepest + 1):
+                self.drafter.depth = depth
+                drafted, accepted = self.drafter.drafted, self.drafter.accepted
+                begin = time.perf_counter()
+                self.generate([prompt] * 2, tokens, seed=[round, round + 100], stop=[])
+                spent = time.perf_counter() - begin
+                seconds[depth] = min(spent, seconds.get(depth, spent))
+                if depth:
+                    share = self.drafter.drafted - drafted
+                    kept[depth] = (self.drafter.accepted - accepted) / max(1, share)
+        speedups = {depth: seconds[0] / spent for depth, spent in seconds.items()}
+        best = max(speedups, key=lambda depth: speedups[depth])
+        self.drafter.depth = best
+        self.drafter.drafted = self.drafter.accepted = 0
+        return DraftReport(best, speedups[best], kept[best], speedups)
 
     # ---------------------------------------------------------------- loops around steps
 

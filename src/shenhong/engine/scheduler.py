@@ -27,6 +27,7 @@ class Sequence:
     table: list[int] = field(default_factory=list)
     names: list[bytes] = field(default_factory=list)  # of its full pages
     drafts: list[int] = field(default_factory=list)  # guesses behind ``tokens``
+    followed: int = 0  # tokens the drafting layer has seen
     started: bool = False
 
     @property
@@ -71,7 +72,7 @@ class Scheduler:
         for page in reversed(sequence.table):
             self.pages.release(page)
         sequence.table, sequence.names, sequence.drafts = [], [], []
-        sequence.computed = 0
+        sequence.computed = sequence.followed = 0
 
     # ---------------------------------------------------------------- a step
 
@@ -87,7 +88,7 @@ class Scheduler:
             drafts = len(sequence.drafts) if sequence.pending == 1 else 0
             count = min(sequence.pending + drafts, budget)
             drafts = max(0, count - sequence.pending)
-            while not self._room(sequence, count):
+            while not self.room(sequence, count):
                 victim = max(self.running, key=lambda s: s.rank)
                 self._preempt(victim)
                 preempted = True
@@ -105,7 +106,7 @@ class Scheduler:
             self._share(sequence)
             count = min(sequence.pending, budget)
             # A page for each that runs: who is let in shall not have to leave at once.
-            if not self._room(sequence, count) or self.pages.free < len(self.running):
+            if not self.room(sequence, count) or self.pages.free < len(self.running):
                 self._drop(sequence)
                 break
             self._start(sequence)
@@ -149,8 +150,9 @@ class Scheduler:
             self.pages.hold(page)
             sequence.table.append(page)
             sequence.computed += self.page
+        sequence.followed = sequence.computed
 
-    def _room(self, sequence: Sequence, count: int) -> bool:
+    def room(self, sequence: Sequence, count: int) -> bool:
         """Gives the sequence pages for ``count`` more tokens, all or none."""
         wanted = -(-(sequence.computed + count) // self.page) - len(sequence.table)
         if wanted > self.pages.free:
