@@ -108,6 +108,10 @@ def read_keys(path: Path) -> tuple[str, ...]:
     keys = tuple(line.strip() for line in lines if line.strip() and line.strip()[0] != "#")
     if not keys:
         raise ServeError(f"the key file {path} holds no key; write one a line")
+    if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
+        raise ServeError(
+            f"the key file {path} holds a key with other signs than plain ASCII; choose another key"
+        )
     if short := [key for key in keys if len(key) < 16]:
         raise ServeError(
             f"the key file {path} holds a key of {len(short[0])} characters; use at least 16"

@@ -18,7 +18,7 @@ import socket
 import sys
 from datetime import datetime
 
-from jinja2 import TemplateError, meta
+from jinja2 import TemplateError, nodes, pass_context
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -31,10 +31,20 @@ def refuse(message: str) -> None:
     raise TemplateError(message)
 
 
+@pass_context
+def as_it_is(_, value):
+    """Takes the context, so that jinja cannot know what is written before it renders."""
+    return value
+
+
 def environment() -> ImmutableSandboxedEnvironment:
-    """As transformers sets it up. Not optimised: folding constants would compute them while compiling."""
+    """As transformers sets it up. Constants are not folded, for that would compute them while compiling."""
     made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], optimized=False
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[loopcontrols],
+        optimized=False,
+        finalize=as_it_is,
     )
     made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
     made.globals["raise_exception"] = refuse
@@ -83,7 +93,7 @@ def main(path: str, listener: socket.socket, seconds: float) -> None:
     made = environment()
     try:
         template = made.from_string(source)
-        names = sorted(meta.find_undeclared_variables(made.parse(source)))
+        names = sorted({name.name for name in made.parse(source).find_all(nodes.Name)})
         facts: dict = {"names": names}
     except (TemplateError, RecursionError) as error:
         facts = {"error": str(error)[:300]}

@@ -6,6 +6,7 @@ is in the file before anyone is told of it, so what a reader has seen is never l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import sys
@@ -62,12 +63,12 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.db = self._open()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, ValueError) as error:  # names in it may be no text at all
             if isinstance(error, sqlite3.OperationalError) and not _damaged(error):
                 raise ServeError(
                     f"cannot open {path} ({error}); check the folder or choose another with --data"
                 ) from None
-            self._set_aside(error)
+            self._set_aside(" ".join(str(error).split())[:100])
             self.db = self._open()
         except OSError as error:
             raise ServeError(
@@ -78,6 +79,7 @@ class Store:
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         try:
             db.row_factory = sqlite3.Row
+            db.text_factory = lambda raw: raw.decode("utf-8", "replace")
             db.execute("PRAGMA busy_timeout = 5000")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
@@ -98,7 +100,7 @@ class Store:
             raise
         return db
 
-    def _set_aside(self, error: Exception) -> None:
+    def _set_aside(self, error: str) -> None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}-{new_id()[:6]}")
         try:
@@ -298,8 +300,8 @@ class Store:
                     self.db.execute("UPDATE job SET state = 'ended' WHERE id = ?", (row["id"],))
                     continue
                 said: dict[str, str] = {}
-                for _, kind, data in events:
-                    if kind == "delta":
+                for _, _, data in events:
+                    with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged
                         delta = json.loads(data)
                         said[delta["part"]] = said.get(delta["part"], "") + delta["text"]
                 parts = [{"type": kind, "text": text} for kind, text in sorted(said.items())]
@@ -382,7 +384,16 @@ def _damaged(error: sqlite3.Error) -> bool:
 
 
 def _message(row: sqlite3.Row) -> dict[str, Any]:
-    return {name: json.loads(row[name]) if name in _JSON else row[name] for name in row.keys()}  # noqa: SIM118
+    """Damage that left the file sound shows in its own message and nowhere else."""
+    message = dict(row)
+    for name in _JSON:
+        try:
+            message[name] = json.loads(row[name] or "null")
+        except ValueError:
+            message[name] = None
+    if not isinstance(message["parts"], list):
+        message["parts"] = [{"type": "error", "message": "this message is damaged in the database"}]
+    return message
 
 
 def _snippet(text: str, search: str, around: int = 40) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -66,8 +67,6 @@ class Template:
         assert self._process.stdout is not None
         try:
             # Compiling may hang too: whoever reads waits only so long.
-            import select
-
             ready, _, _ = select.select([self._process.stdout], [], [], START_SECONDS)
             facts = json.loads(self._process.stdout.readline()) if ready else {"error": "it hangs"}
         except ValueError:

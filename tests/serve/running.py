@@ -1,0 +1,103 @@
+"""A real server on a real socket, in a thread of the test's process so that its inside can be looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+import uvicorn
+from openai import OpenAI
+
+from shenhong.serve import Limits, Settings
+from shenhong.serve.app import create_app
+from shenhong.serve.hub import Hub, open_models
+from shenhong.serve.server import Server, listen
+
+# Tests ask fast and often.
+FREE = Limits(requests_per_minute=10**6, tokens_per_minute=10**9)
+
+
+@dataclass
+class Running:
+    """`http` speaks to the server; `hub` is its inside."""
+
+    url: str
+    hub: Hub
+    server: Server
+    http: httpx.Client
+
+    def openai(self, key: str = "none") -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    def chat(self, prompt: str = "长城", **more: Any) -> httpx.Response:
+        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}]}
+        return self.http.post("/v1/chat/completions", json=body | {"max_tokens": 8} | more)
+
+    @property
+    def model(self) -> str:
+        return next(iter(self.hub.models))
+
+    def idle(self, seconds: float = 20) -> bool:
+        """Whether everything that was asked for is over, soon: nothing runs, nothing waits, no page is held."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            engines = [model.writer.engine for model in self.hub.models.values()]
+            if not self.hub.answering() and not any(engine.busy for engine in engines):
+                stats = [engine.stats() for engine in engines]
+                return all(s.running == s.waiting == 0 and s.pages_free == s.pages for s in stats)
+            time.sleep(0.02)
+        return False
+
+
+@contextlib.contextmanager
+def running(models: Path | list[Path], data: Path, **settings: Any) -> Iterator[Running]:
+    paths = models if isinstance(models, list) else [models]
+    chosen = replace(Settings(port=0, data=data, limits=FREE, drain_seconds=1), **settings)
+    with listen(chosen) as bound:
+        hub = Hub(chosen, open_models(paths, torch.float32, chosen))
+        config = uvicorn.Config(
+            create_app(hub), log_level="critical", lifespan="on", timeout_graceful_shutdown=2
+        )
+        server = Server(config, hub)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        while not server.started and thread.is_alive():
+            time.sleep(0.005)
+        key = {"Authorization": f"Bearer {chosen.keys[0]}"} if chosen.keys else {}
+        try:
+            with httpx.Client(base_url=url, timeout=60, headers=key) as http:
+                yield Running(url, hub, server, http)
+        finally:
+            server.should_exit = True
+            thread.join(15)
+            assert not thread.is_alive(), "the server did not end"
+
+
+def with_template(model: Path, folder: Path, template: str) -> Path:
+    """A copy of a model folder with another chat template."""
+    copy = Path(shutil.copytree(model, folder))
+    (copy / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return copy
+
+
+def events(response: httpx.Response) -> list[dict[str, str]]:
+    """The fields of each server-sent event of a stream that is over."""
+    found = []
+    for block in response.read().decode().split("\n\n"):
+        fields = [line.split(": ", 1) for line in block.splitlines() if ": " in line[1:]]
+        if fields:
+            found.append({name: value for name, value in fields})
+    return found

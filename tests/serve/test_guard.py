@@ -1,0 +1,167 @@
+"""Who may ask, from where, under which name."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from fastapi.routing import APIRoute
+
+from shenhong.errors import ServeError
+from shenhong.serve.guard import read_keys
+from shenhong.serve.server import listen
+from shenhong.serve.settings import Settings
+from tests.conftest import Tiny
+from tests.serve.running import Running, running
+
+KEY, OTHER = "k" * 20 + "=/+", "another-key-of-someone"
+
+
+@pytest.fixture(scope="module")
+def locked(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with running(tiny.run, tmp_path_factory.mktemp("locked"), keys=(OTHER, KEY)) as server:
+        yield server
+
+
+def addresses(server: Running) -> list[tuple[str, str]]:
+    """Every method and path the application answers to."""
+    found = []
+
+    def walk(routes: Any) -> None:
+        for route in routes:
+            inner = getattr(route, "original_router", None) or getattr(route, "app", None)
+            if isinstance(route, APIRoute) or hasattr(route, "methods"):
+                path = route.path.replace("{path:path}", "api/nowhere")
+                for method in route.methods or ():
+                    found.append((method, path.replace("{", "").replace("}", "")))
+            elif hasattr(inner, "routes"):
+                walk(inner.routes)
+
+    app: Any = server.server.config.app
+    walk(app.routes)
+    for path, methods in app.openapi()["paths"].items():
+        plain = path.replace("{", "").replace("}", "")
+        found += [(method.upper(), plain) for method in methods]
+    return sorted(set(found))
+
+
+def test_every_route_is_behind_the_key(locked: Running) -> None:
+    routes = addresses(locked)
+    paths = {path for _, path in routes}
+    assert {
+        "/v1/chat/completions",
+        "/health",
+        "/metrics",
+        "/openapi.json",
+        "/api/chats",
+        "/api/runs",
+    } <= paths
+    with httpx.Client(base_url=locked.url) as stranger:
+        for method, path in routes:
+            for headers in (
+                {},
+                {"Authorization": "Bearer " + KEY[:-1]},
+                {"Cookie": "shenhong_key=x"},
+            ):
+                reply = stranger.request(method, path, headers=_bytes(headers), json={})
+                if path == "/api/login":
+                    assert reply.status_code in (400, 405, 429)
+                    continue
+                assert reply.status_code == 401, (method, path, reply.status_code)
+                if method != "HEAD":
+                    assert reply.json()["error"]["code"] == "invalid_api_key"
+        assert stranger.get("/").status_code != 401  # the page's files hold nothing of anyone's
+
+
+def _bytes(headers: dict[str, str]) -> dict[bytes, bytes]:
+    return {name.encode(): value.encode() for name, value in headers.items()}
+
+
+def test_both_keys_open_and_each_has_its_own_chats(locked: Running) -> None:
+    with pytest.raises(openai.AuthenticationError):
+        locked.openai("wrong" * 5).models.list()
+    assert locked.openai(OTHER).models.list().data
+    mine = locked.http.post("/api/chats", json={"title": "mine"}).json()["id"]
+    with httpx.Client(base_url=locked.url) as page:
+        assert page.post("/api/login", json={"key": "wrong" * 5}).status_code == 401
+        page.headers["Cookie"] = ""
+        reply = page.post("/api/login", json={"key": KEY})
+        assert reply.status_code == 204
+        cookie = reply.headers["set-cookie"]
+        assert "HttpOnly" in cookie and "SameSite=strict" in cookie and KEY not in cookie
+        page.headers["Cookie"] = cookie.split(";")[0]
+        assert page.get("/api/bootstrap").json()["auth"] == "key"
+        assert page.get("/api/chats").json() == {"chats": []}
+        for method, path, body in (
+            ("GET", "", None), ("PATCH", "", {"title": "x"}), ("DELETE", "", None), ("GET", "/export", None),
+            ("POST", "/turns", {"text": "x", "targets": [{"model": locked.model}]}),
+        ):  # fmt: skip
+            assert page.request(method, f"/api/chats/{mine}{path}", json=body).status_code == 404
+    assert locked.http.get(f"/api/chats/{mine}").json()["title"] == "mine"
+
+
+def test_many_wrong_keys_must_wait(tiny: Tiny, tmp_path: Path) -> None:
+    with running(tiny.run, tmp_path, keys=(KEY,)) as server:
+        codes = [
+            server.http.post("/api/login", json={"key": f"guess {n}"}).status_code
+            for n in range(25)
+        ]
+    assert codes == [401] * 20 + [429] * 5
+
+
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({"Host": "evil.example"}, 403), ({"Host": "127.0.0.1.evil.example:1"}, 403), ({"Host": "["}, 403),
+        ({"Host": "localhost:99"}, 200), ({"Host": "[::1]"}, 200), ({"Host": "192.168.1.5"}, 403),
+        ({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403), ({"Origin": "HERE"}, 200),
+    ],
+)  # fmt: skip
+def test_host_and_origin(served: Running, headers: dict[str, str], status: int) -> None:
+    headers = {name: value.replace("HERE", served.url) for name, value in headers.items()}
+    assert served.http.get("/health", headers=headers).status_code == status
+    assert served.http.post("/api/chats", headers=headers, json={}).status_code == status
+
+
+def test_every_answer_has_the_page_s_policy(served: Running) -> None:
+    for path in ("/", "/health", "/v1/nothing", "/api/chats", "/assets/none.js"):
+        policy = served.http.get(path).headers["content-security-policy"]
+        assert "default-src 'self'" in policy and "unsafe" not in policy and "http" not in policy
+    assert served.http.get("/v1/nothing").json()["error"]["message"]
+    for path in (
+        "/..%2f..%2fapp.py",
+        "/%2e%2e/app.py",
+        "//etc/passwd",
+        "/assets/..%2f..%2f..%2fapp.py",
+    ):
+        assert "ASGI" not in served.http.get(path).text
+
+
+def test_public_addresses_need_a_key_and_busy_ports_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ServeError, match="no key"):
+        listen(Settings(host="0.0.0.0", port=0))
+    listen(Settings(host="0.0.0.0", port=0, keys=(KEY,))).close()
+    with listen(Settings(port=0)) as taken, pytest.raises(ServeError, match="--port"):
+        listen(Settings(port=taken.getsockname()[1]))
+    with pytest.raises(ServeError, match="--host"):
+        listen(Settings(host="no.such.host.invalid", keys=(KEY,)))
+    assert socket.gethostname()
+    file = tmp_path / "keys"
+    for text, says in (
+        ("", "no key"),
+        ("# x\n\n", "no key"),
+        ("short\n", "at least 16"),
+        ("é" * 20, "ASCII"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ServeError, match=says):
+            read_keys(file)
+    file.write_text(f"# mine\n{KEY}\n\n {OTHER} \n")
+    assert read_keys(file) == (KEY, OTHER)
+    with pytest.raises(ServeError, match="cannot read"):
+        read_keys(tmp_path / "none")

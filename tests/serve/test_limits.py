@@ -1,0 +1,126 @@
+"""Bounds: of bodies before anything reads them, and of what one key may ask for in a minute."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shenhong.serve.faults import Fault
+from shenhong.serve.limits import Meter, depth_of, depth_of_value
+from shenhong.serve.settings import Limits
+from tests.conftest import Tiny
+from tests.serve.running import FREE, Running, running
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+def depth(value: Any) -> int:
+    if not isinstance(value, list | dict):
+        return 0
+    inner = value if isinstance(value, list) else value.values()
+    return 1 + max(map(depth, inner), default=0)
+
+
+@given(JSON, st.booleans())
+def test_depth_is_found_without_parsing(value: Any, ascii: bool) -> None:
+    body = json.dumps(value, ensure_ascii=ascii).encode()
+    assert depth_of(body) == depth_of_value(value) == depth(value)
+
+
+@given(st.binary())
+def test_depth_of_anything_is_a_number(body: bytes) -> None:
+    assert 0 <= depth_of(body) <= len(body)
+
+
+def test_depth_of_hostile_bodies_is_quick() -> None:
+    assert depth_of(b"[" * 10**6) == 10**6
+    assert depth_of(b'"' + b"\\" * 10**6) == 0
+    assert depth_of(b'"[' * 500_000) <= 10**6
+
+
+def test_a_minute_is_shared_evenly_and_keys_are_apart() -> None:
+    now = [0.0]
+    meter = Meter(Limits(requests_per_minute=3, tokens_per_minute=600), clock=lambda: now[0])
+    for _ in range(3):
+        meter.request("a")
+    with pytest.raises(Fault) as refused:
+        meter.request("a")
+    assert refused.value.status == 429 and refused.value.retry_after == pytest.approx(20)
+    meter.request("b")
+    now[0] += 20.0
+    meter.request("a")
+    meter.prompt("a", 100)
+    meter.written("a", 600)  # what was written is only known afterwards: a debt of 100
+    with pytest.raises(Fault) as refused:
+        meter.prompt("a", 10)
+    assert refused.value.retry_after == pytest.approx(11)
+    now[0] += 11.1
+    meter.prompt("a", 10)
+
+
+def test_bodies_are_bounded(served: Running) -> None:
+    def post(body: bytes | Any, **headers: str) -> httpx.Response:
+        head = {"content-type": "application/json", **headers}
+        return served.http.post("/v1/completions", content=body, headers=head)
+
+    most = served.hub.limits.max_body_bytes
+    assert post(b" " * (most + 1)).status_code == 413
+
+    def endless() -> Any:
+        with contextlib.suppress(GeneratorExit):
+            for _ in range(10 * most // 65536):
+                yield b"[" * 65536
+
+    # A body without a length is cut off where it is too large, so the client may see the cut instead.
+    with contextlib.suppress(httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError):
+        assert post(endless()).status_code == 413
+    for body, code in (
+        (b"[" * 200_000, "body_too_deep"),
+        (b'{"a":' * 1000 + b"1" + b"}" * 1000, "body_too_deep"),
+        (b'{"prompt": "\xff\xfe"}', "invalid_encoding"),
+        (b'{"prompt": ', "invalid_json"),
+        (b'{"temperature": NaN}', "invalid_json"),
+        (b"[1" + b"0" * 5000 + b"]", "invalid_json"),
+        ('{"prompt": "長"}'.encode("utf-16"), "invalid_encoding"),
+    ):
+        reply = post(body)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (400, code), body[:20]
+    half = post(json.dumps({"model": served.model, "prompt": "\ud800"}).encode())
+    assert half.status_code == 400 and half.json()["error"]["type"] == "invalid_request_error"
+    assert served.chat().status_code == 200
+
+
+def test_schemas_are_bounded(served: Running) -> None:
+    def ask(schema: Any) -> httpx.Response:
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        return served.chat(response_format=form)
+
+    deep: Any = {}
+    for _ in range(40):
+        deep = {"items": deep}
+    for schema, code in ((deep, "schema_depth"), ({"enum": ["x" * 70_000]}, "schema_size")):
+        reply = ask(schema)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (400, code)
+
+
+def test_rates_and_queue_answer_429_with_a_time(tiny: Tiny, tmp_path: Any) -> None:
+    limits = replace(FREE, requests_per_minute=4, max_queue=2, max_n=8)
+    with running(tiny.run, tmp_path, limits=limits) as server:
+        reply = server.chat(n=3)
+        assert reply.status_code == 429 and reply.json()["error"]["code"] == "queue_full"
+        assert int(reply.headers["retry-after"]) >= 1
+        assert [server.chat().status_code for _ in range(3)] == [200] * 3
+        reply = server.chat()
+        assert reply.status_code == 429 and 1 <= int(reply.headers["retry-after"]) <= 16
+        assert server.http.get("/health").status_code == 200

@@ -1,0 +1,229 @@
+"""The official client against a real server: what is streamed equals what is not, and fields do what they say."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+
+from shenhong.engine import Sampling
+from shenhong.models import open_writer
+from tests.conftest import Tiny
+from tests.serve.running import Running
+
+ASKED: Any = [{"role": "user", "content": "五绝 长城"}]
+
+
+@pytest.fixture(scope="module")
+def client(served: Running) -> OpenAI:
+    return served.openai()
+
+
+def test_the_models_are_listed(client: OpenAI, served: Running) -> None:
+    (listed,) = client.models.list().data
+    assert listed.id == served.model == client.models.retrieve(served.model).id
+    with pytest.raises(openai.NotFoundError, match="not served here"):
+        client.models.retrieve("gpt-9")
+
+
+def test_a_stream_says_the_same_as_a_whole_answer(client: OpenAI, served: Running) -> None:
+    ask: Any = {"model": served.model, "messages": ASKED, "max_tokens": 20, "seed": 5, "n": 3}
+    whole = client.chat.completions.create(**ask)
+    texts, ends, usage, chunks = ["", "", ""], [None] * 3, None, 0
+    for chunk in client.chat.completions.create(
+        **ask, stream=True, stream_options={"include_usage": True}
+    ):
+        assert usage is None, "usage is the last chunk"
+        chunks += 1
+        usage = chunk.usage
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            ends[choice.index] = choice.finish_reason or ends[choice.index]
+    assert chunks > 9
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert ends == [choice.finish_reason for choice in whole.choices]
+    assert len(set(texts)) == 3  # n answers differ
+    assert usage is not None and whole.usage is not None
+    for field in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert getattr(usage, field) == getattr(whole.usage, field) > 0
+
+
+def test_answers_are_those_of_the_command_line(served: Running, client: OpenAI, tiny: Tiny) -> None:
+    """generate --n 2 --seed 7 and n=2, seed=7 draw the same."""
+    writer = open_writer(tiny.run)
+    from_here = client.chat.completions.create(
+        model=served.model, messages=ASKED, max_tokens=12, seed=7, n=2, temperature=0.9
+    )
+    alone = writer.answer(["五绝 长城"] * 2, 12, Sampling(temperature=0.9), 7)
+    assert [choice.message.content for choice in from_here.choices] == alone
+
+
+def test_logprobs_name_the_tokens_that_make_the_text(client: OpenAI, served: Running) -> None:
+    done = client.chat.completions.create(
+        model=served.model,
+        messages=ASKED,
+        max_tokens=10,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=4,
+    )
+    (choice,) = done.choices
+    assert choice.logprobs is not None and choice.logprobs.content
+    raw = b"".join(bytes(one.bytes or []) for one in choice.logprobs.content)
+    assert raw.decode("utf-8", "replace") == choice.message.content
+    for one in choice.logprobs.content:
+        tops = [top.logprob for top in one.top_logprobs]
+        assert len(tops) == 4 and tops == sorted(tops, reverse=True)
+        assert one.logprob == pytest.approx(tops[0], abs=1e-4)  # greedy takes the likeliest
+        assert sum(map(math.exp, tops)) <= 1 + 1e-4
+
+
+def test_completions_take_text_tokens_and_several(client: OpenAI, served: Running) -> None:
+    tokens = served.http.post("/tokenize", json={"prompt": "长城"}).json()["tokens"]
+    ask: Any = {"model": served.model, "max_tokens": 6, "seed": 3}
+    by_text = client.completions.create(prompt="长城", **ask)
+    by_tokens = client.completions.create(prompt=tokens, **ask)
+    several = client.completions.create(prompt=["长城", "明月"], **ask)
+    assert by_text.choices[0].text == by_tokens.choices[0].text == several.choices[0].text
+    assert [choice.index for choice in several.choices] == [0, 1]
+    streamed = client.completions.create(prompt="长城", stream=True, **ask)
+    assert "".join(c.choices[0].text for c in streamed if c.choices) == by_text.choices[0].text
+    probed = client.completions.create(prompt="长城", logprobs=2, **ask)
+    found = probed.choices[0].logprobs
+    assert found is not None and found.tokens and found.top_logprobs
+    assert len(found.tokens) == len(found.token_logprobs or []) == len(found.text_offset or [])
+    assert all(len(top) <= 2 for top in found.top_logprobs)
+
+
+def test_stop_strings_end_before_they_are_seen(client: OpenAI, served: Running) -> None:
+    ask: Any = {"model": served.model, "messages": ASKED, "max_tokens": 30, "seed": 1}
+    whole = client.chat.completions.create(**ask).choices[0].message.content or ""
+    stop = whole[4:6]
+    cut = client.chat.completions.create(**ask, stop=[stop]).choices[0]
+    assert cut.message.content == whole[: whole.index(stop)] and cut.finish_reason == "stop"
+    streamed = "".join(
+        chunk.choices[0].delta.content or ""
+        for chunk in client.chat.completions.create(**ask, stop=stop, stream=True)
+    )
+    assert streamed == cut.message.content
+
+
+def test_bias_forces_and_forbids(client: OpenAI, served: Running) -> None:
+    token = served.http.post("/tokenize", json={"prompt": "山", "add_special_tokens": False})
+    (mountain,) = token.json()["tokens"]
+    ask: Any = {"model": served.model, "messages": ASKED, "max_tokens": 5, "seed": 1}
+    forced = client.chat.completions.create(**ask, logit_bias={str(mountain): 100})
+    assert forced.choices[0].message.content == "山" * 5
+    assert forced.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_responses(client: OpenAI, served: Running, streamed: bool) -> None:
+    ask: Any = {
+        "model": served.model,
+        "input": "五绝 长城",
+        "temperature": 0,
+        "max_output_tokens": 12,
+    }
+    chat = client.chat.completions.create(
+        model=served.model, messages=ASKED, max_tokens=12, temperature=0
+    )
+    if streamed:
+        events = list(client.responses.create(**ask, stream=True))
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        deltas = "".join(e.delta for e in events if e.type == "response.output_text.delta")
+        response = events[-1].response  # type: ignore[union-attr]
+        assert deltas == response.output_text
+    else:
+        response = client.responses.create(**ask)
+    assert response.output_text == chat.choices[0].message.content
+    assert response.usage is not None and chat.usage is not None
+    assert response.usage.output_tokens == chat.usage.completion_tokens
+    cut = chat.choices[0].finish_reason == "length"
+    assert response.status == ("incomplete" if cut else "completed")
+
+
+def test_structured_output(client: OpenAI, served: Running) -> None:
+    ask: Any = {"model": served.model, "messages": ASKED, "max_tokens": 60, "seed": 2}
+    schema = {
+        "type": "object",
+        "properties": {"moon": {"type": "boolean"}, "n": {"enum": [1, 2]}},
+        "required": ["moon", "n"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    said = client.chat.completions.create(**ask, response_format=form).choices[0].message.content
+    value = json.loads(said or "")
+    assert set(value) == {"moon", "n"} and value["n"] in (1, 2)
+    for more in ({"choice": ["春", "秋天"]}, {"regex": "(春|秋天)"}):
+        extra = {"structured_outputs": more}
+        done = client.chat.completions.create(**ask, extra_body=extra).choices[0]
+        assert done.message.content in ("春", "秋天")
+
+
+def test_tokens_there_and_back(served: Running) -> None:
+    text = "长城 <｜User｜> abc 🐉"
+    there = served.http.post("/tokenize", json={"prompt": text, "return_token_strs": True}).json()
+    assert there["count"] == len(there["tokens"]) == len(there["token_strs"])
+    assert 3 not in there["tokens"], "the name of a special token in a text is text"
+    back = served.http.post("/detokenize", json={"tokens": there["tokens"]}).json()
+    assert back == {"prompt": text}
+    message = {"messages": [{"role": "user", "content": "长城"}]}
+    chat = served.http.post("/tokenize", json=message).json()["tokens"]
+    assert chat == served.hub.models[served.model].writer.tokenizer.encode_prompt("长城")
+
+
+# ------------------------------------------------------------------------ what is refused
+
+NEUTRAL: dict[str, Any] = {
+    "user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "n": 1,
+    "parallel_tool_calls": True, "tools": [], "modalities": ["text"], "stream": False,
+    "logprobs": False, "response_format": {"type": "text"}, "tool_choice": "none",
+    "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "stop": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", NEUTRAL)
+def test_values_that_change_nothing_are_accepted(served: Running, field: str) -> None:
+    assert served.chat(**{field: NEUTRAL[field]}, max_tokens=1).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("store", True), ("colour", "red"), ("n", 0), ("n", 1000), ("temperature", -1), ("temperature", 3),
+        ("temperature", "hot"), ("top_p", 0), ("max_tokens", 0), ("max_tokens", 10**9), ("max_tokens", "8"),
+        ("seed", 1.5), ("seed", 2**70), ("stop", ["x"] * 99), ("stop", ""), ("logit_bias", {"x": 1}),
+        ("logit_bias", {"99999999": 1}), ("logit_bias", {"1": 500}), ("top_logprobs", 3), ("top_logprobs", 99),
+        ("response_format", {"type": "xml"}), ("response_format", {"type": "json_schema"}),
+        ("modalities", ["audio"]), ("service_tier", "flex"), ("reasoning_effort", "high"),
+        ("tools", [{"type": "function", "function": {"name": "f"}}]), ("stream_options", {"include_usage": True}),
+        ("messages", []), ("messages", [{"role": "poet", "content": "x"}]), ("model", 5),
+        ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
+        ("chat_template_kwargs", {"thinking": True}), ("functions", [{"name": "f"}]),
+        ("structured_outputs", {}), ("structured_outputs", {"regex": "a", "choice": ["b"]}),
+        ("presence_penalty", 5), ("prediction", {"type": "content", "content": "x"}), ("audio", {}),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_honoured_is_a_400_that_names_it(
+    served: Running, field: str, value: Any
+) -> None:
+    reply = served.chat(**{field: value})
+    assert reply.status_code == 400, reply.text
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert field in (error["param"] or "") and "\n" not in error["message"]
+
+
+def test_a_prompt_over_the_context_is_a_400(served: Running, client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(
+            model=served.model, messages=[{"role": "user", "content": "山" * 500}]
+        )
+    assert caught.value.code == "context_length_exceeded"
+    assert served.chat().status_code == 200
