@@ -1,0 +1,290 @@
+"""The process and its sockets: starting, draining, and callers that break, dawdle or leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from shenhong.cli import main
+from shenhong.serve.faults import Fault
+from shenhong.tokenizer import CHAT_TEMPLATE
+from tests.conftest import Tiny, shenhong
+from tests.serve.running import FREE, Running, running, with_template
+
+LOAD = Path(__file__).parents[2] / "benchmarks" / "serve_load.py"
+
+
+# ------------------------------------------------------------------------ broken callers
+
+
+def raw(server: Running, **more: Any) -> socket.socket:
+    """A connection that has asked for a long stream and read its first bytes."""
+    body = {
+        "model": server.model,
+        "messages": [{"role": "user", "content": "长城"}],
+        "stream": True,
+    }
+    data = json.dumps(body | {"max_tokens": 100, "logit_bias": {"1": -100}} | more).encode()
+    one = socket.create_connection(("127.0.0.1", server.port))
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    one.sendall(head.encode() + data)
+    return one
+
+
+@pytest.mark.parametrize(
+    "manner", ["close", "reset", "before the answer", "half a body", "not whole"]
+)
+def test_callers_that_leave_cost_nothing(served: Running, manner: str) -> None:
+    wrote = served.hub.models[served.model].thread.stats.generated_tokens
+    for _ in range(4):
+        one = raw(served, stream=manner != "not whole", n=2)
+        if manner in ("close", "reset"):
+            assert one.recv(100)
+        if manner == "reset":
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if manner == "not whole":
+            time.sleep(0.03)
+        one.close()
+    if manner == "half a body":
+        half = socket.create_connection(("127.0.0.1", served.port))
+        half.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"
+        )
+        half.close()
+    assert served.idle(5), "what nobody reads must end and give its pages back"
+    wrote = served.hub.models[served.model].thread.stats.generated_tokens - wrote
+    assert wrote < 4 * 2 * 100, "it was written to the end for nobody"
+    assert served.chat().status_code == 200
+
+
+def test_nonsense_on_the_socket_harms_nobody(served: Running) -> None:
+    for data in (b"\x00\xff" * 500, b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 200_000, b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n", b"GET /health HTTP/1.1\r\n\r\n"):  # fmt: skip
+        with socket.create_connection(("127.0.0.1", served.port)) as one:
+            one.settimeout(5)
+            try:
+                one.sendall(data)
+                assert b" 200 " not in one.recv(200)
+            except ConnectionError:
+                pass
+    assert served.chat().status_code == 200
+
+
+def test_a_reader_that_takes_nothing_is_let_go(tiny: Tiny, tmp_path: Path) -> None:
+    limits = replace(FREE, slow_reader_seconds=0.3)
+    with running(tiny.run, tmp_path, limits=limits) as server:
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            one.connect(("127.0.0.1", server.port))
+            many = [{"role": "user", "content": "长城"}]
+            body = {
+                "model": server.model,
+                "messages": many,
+                "stream": True,
+                "n": 16,
+                "logprobs": True,
+            }
+            data = json.dumps(
+                body | {"max_tokens": 110, "top_logprobs": 20, "logit_bias": {"1": -100}}
+            )
+            one.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n{data}".encode())  # fmt: skip
+            assert server.chat().status_code == 200  # others go on meanwhile
+            assert server.idle(15)
+        assert server.chat().status_code == 200
+
+
+def test_an_engine_that_fails_tells_and_goes_on(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tiny.run, tmp_path) as server:
+        engine = server.hub.models[server.model].writer.engine
+        step, broken = engine.step, threading.Event()
+
+        def sometimes() -> Any:
+            if engine.busy and not broken.is_set():
+                broken.set()
+                raise RuntimeError("a step broke")
+            return step()
+
+        monkeypatch.setattr(engine, "step", sometimes)
+        reply = server.chat()
+        assert reply.status_code == 500 and reply.json()["error"]["code"] == "engine_error"
+        assert server.chat().status_code == 200 and server.idle()
+        assert "engine_failures_total" in server.http.get("/metrics").text
+
+
+def test_a_looping_template_stops_only_its_caller(tiny: Tiny, tmp_path: Path) -> None:
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    source = "{% if messages[0]['content'] == 'boom' %}" + loop + "{% endif %}" + CHAT_TEMPLATE
+    folder = with_template(tiny.run / "model", tmp_path / "model", source)
+    with running(folder, tmp_path, limits=replace(FREE, template_seconds=0.5)) as server:
+        found: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: found.append(server.chat("boom")))
+        thread.start()
+        assert server.chat().status_code == 200 and not found
+        thread.join(10)
+    assert found[0].status_code == 400 and found[0].json()["error"]["code"] == "template"
+
+
+def test_metrics_are_prometheus_text(served: Running) -> None:
+    served.chat()
+    text = served.http.get("/metrics").text
+    seen: set[str] = set()
+    for line in text.splitlines():
+        if line.startswith("#"):
+            kind, name = line.split()[1:3]
+            assert (kind, name) not in seen
+            seen.add(f"{kind} {name}")
+        else:
+            name = line.split("{")[0].split()[0]
+            float(line.rsplit(" ", 1)[1])
+            assert f"TYPE {name}" in seen
+    assert f'shenhong_generated_tokens_total{{model="{served.model}"}}' in text
+
+
+def test_faults_have_openai_s_shape() -> None:
+    body = Fault(429, "x", retry_after=0.2)
+    assert set(body.body()["error"]) == {"message", "type", "param", "code"}
+    assert body.response().headers["retry-after"] == "1"
+
+
+# ------------------------------------------------------------------------ the process
+
+
+@contextmanager
+def process(tiny: Tiny, tmp_path: Path, *flags: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    command = shenhong("serve", tiny.run, "--port", "0", "--data", tmp_path / "data", *flags)
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert started.stdout is not None
+        line = started.stdout.readline()
+        assert " at http://127.0.0.1:" in line, started.communicate()[1]
+        yield started, line.split(" at ")[1].split()[0]
+    finally:
+        started.kill()
+        started.wait()
+
+
+def ask(url: str, found: list[Any], **more: Any) -> threading.Thread:
+    body = {"model": "whole", "prompt": "长城", "max_tokens": 100, "logit_bias": {"1": -100}} | more
+
+    def post() -> None:
+        found.append(httpx.post(f"{url}/v1/completions", json=body, timeout=30))
+
+    thread = threading.Thread(target=post)
+    thread.start()
+    return thread
+
+
+def answering(url: str, some: int) -> None:
+    until = time.monotonic() + 10
+    while httpx.get(f"{url}/health").json()["answering"] < some:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_running_answers_finish_and_new_ones_get_a_503(
+    sign: int, tiny: Tiny, tmp_path: Path
+) -> None:
+    with process(tiny, tmp_path, "--drain-seconds", "25", "--max-n", "64") as (started, url):
+        found: list[httpx.Response] = []
+        with httpx.Client(base_url=url) as kept:
+            kept.get("/health")
+            thread = ask(url, found, n=60)
+            answering(url, 60)
+            started.send_signal(sign)
+            until = time.monotonic() + 5
+            while kept.get("/health").status_code == 200 and time.monotonic() < until:
+                time.sleep(0.01)
+            late = kept.post("/v1/completions", json={"model": "whole", "prompt": "x"})
+            assert late.status_code == 503 and late.json()["error"]["code"] == "server_stopping"
+            assert int(late.headers["retry-after"]) >= 1
+        thread.join(30)
+        assert found[0].status_code == 200 and len(found[0].json()["choices"]) == 60
+        assert all(c["finish_reason"] == "length" for c in found[0].json()["choices"])
+        assert started.wait(10) == 0
+        assert "Traceback" not in (started.stderr.read() if started.stderr else "")
+
+
+def test_what_does_not_finish_in_time_gets_a_503(tiny: Tiny, tmp_path: Path) -> None:
+    flags = ("--drain-seconds", "0.05", "--max-n", "200")
+    with process(tiny, tmp_path, *flags) as (started, url):
+        found: list[httpx.Response] = []
+        thread = ask(url, found, n=200)
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0)
+        stream = client.completions.create(model="whole", prompt="x", max_tokens=100, stream=True, logit_bias={"1": -100})  # fmt: skip
+        next(iter(stream))
+        answering(url, 201)
+        started.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="stopping"):
+            list(stream)
+        thread.join(30)
+        assert found[0].status_code == 503 and found[0].json()["error"]["code"] == "server_stopping"
+        assert started.wait(10) == 0
+
+
+def test_mistakes_are_one_line(
+    tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    run = str(tiny.run)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments, says in (
+            ([run, "--host", "0.0.0.0"], "--api-key-file"), ([run, "--port", port], "--port"),
+            ([run, "--port", "99999"], "65535"), ([str(tmp_path)], "config.json"),
+            ([str(tmp_path / "broken")], "broken/"), ([run, "--api-key-file", str(tmp_path / "no")], "key file"),
+            ([run, "--port", "0", "--data", str(tmp_path / "file")], "--data"), ([run, "--max-n", "0"], "below one"),
+        ):  # fmt: skip
+            assert main(["serve", *arguments]) == 2
+            said = capfd.readouterr().err
+            assert said.count("\n") == 1 and says in said and "Traceback" not in said, said
+
+
+def test_help_of_serve_shows_limits_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from shenhong.cli import main\n"
+        "try: main(['serve', '--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("False\n"), done.stderr
+    assert "--max-body-bytes" in done.stdout and "example: shenhong serve" in done.stdout
+
+
+def test_many_streams_with_cancels_and_kills(tiny: Tiny) -> None:
+    """The load test of a minute, five seconds long."""
+    command = [
+        sys.executable,
+        str(LOAD),
+        str(tiny.run),
+        "--seconds",
+        "5",
+        "--streams",
+        "64",
+        "--questions",
+        "16",
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=100, env=dict(os.environ)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["answers"] > 30 and result["left"] > 5 and result["reset"] > 5
