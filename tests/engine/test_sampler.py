@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shenhong.engine.sampler import Sampling, invert, request_seed, sample, uniforms
+from shenhong.engine import Sampling, request_seed
+from shenhong.engine.sampler import Penalties, draw, invert, log_probabilities, sample, uniforms
 from shenhong.errors import RequestError
+from shenhong.numerics import kernels_in_use, use_kernels
 
 
 def many(logits, how, count=20_000):
@@ -56,8 +60,8 @@ def test_extremes_give_a_possible_token(seed, temperature):
     logits = 50 * torch.randn(4, 200, generator=stream)
     logits[:, 30:] = float("-inf")
     last = torch.tensor(1.0, dtype=torch.float64).nextafter(torch.tensor(0.0, dtype=torch.float64))
-    for draw in (0.0, last.item()):
-        point = torch.full((4,), draw, dtype=torch.float64)
+    for place in (0.0, last.item()):
+        point = torch.full((4,), place, dtype=torch.float64)
         for how in (Sampling(temperature), Sampling(temperature, top_k=35, top_p=0.999)):
             tokens = sample(logits, point, how)
             assert (tokens < 30).all()
@@ -101,8 +105,75 @@ def test_streams_have_names_and_prefixes():
         {"top_p": 1.1},
         {"min_p": 1},
         {"min_p": -0.1},
+        {"repetition_penalty": 0},
+        {"presence_penalty": 3},
+        {"frequency_penalty": float("inf")},
+        {"logit_bias": {3: 101}},
     ],
 )
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(RequestError, match=next(iter(wrong))):
         Sampling(**wrong)
+
+
+@given(
+    st.integers(0, 10_000),
+    st.integers(2, 300),
+    st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+    st.sampled_from([0, 1, 5, 100]),
+    st.sampled_from([1.0, 0.9, 0.3]),
+    st.sampled_from([0.0, 0.02, 0.5]),
+)
+@settings(max_examples=200, deadline=None)
+def test_the_kernel_draws_as_pytorch_does(seed, width, temperature, top_k, top_p, min_p):
+    """The same token for the same number, but where the number falls on a boundary between two."""
+    if not kernels_in_use():
+        pytest.skip("no compiler here")
+    stream = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(20, width, generator=stream)
+    logits[:, width // 2] = float("-inf")
+    how = Sampling(temperature, top_k, top_p, min_p)
+    points = torch.rand(20, generator=stream, dtype=torch.float64).tolist()
+    got = draw(logits, points, [how] * 20)
+    use_kernels(False)
+    try:
+        close = [
+            draw(logits, [abs(p + e) % 1 for p in points], [how] * 20) for e in (0, -1e-5, 1e-5)
+        ]
+    finally:
+        use_kernels(True)
+    for row, token in enumerate(got):
+        assert token in {tokens[row] for tokens in close}
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_no_numbers_give_no_token(kernels):
+    use_kernels(kernels)
+    try:
+        logits = torch.randn(5, 70)
+        logits[1, 66], logits[2, 3], logits[3] = float("nan"), float("inf"), float("-inf")
+        for how in (Sampling(0.0), Sampling(1.0), Sampling(1.0, top_k=3, top_p=0.5)):
+            got = draw(logits, [0.5] * 5, [how] * 5)
+            assert [token is None for token in got] == [False, True, True, True, False]
+    finally:
+        use_kernels(True)
+
+
+def test_penalties_follow_their_formulas():
+    logits = torch.tensor([2.0, -1.0, 0.5, 3.0, -2.0])
+    how = Sampling(
+        repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25, logit_bias={4: 7.0}
+    )
+    penalties = Penalties(how, [0, 1], 5)
+    assert penalties.apply(logits).tolist() == [1.0, -2.0, 0.5, 3.0, 5.0]
+    penalties.wrote(3)
+    penalties.wrote(3)
+    assert penalties.apply(logits).tolist() == [1.0, -2.0, 0.5, 1.5 - 0.5 - 0.5, 5.0]
+
+
+def test_log_probabilities_name_the_likeliest():
+    logits = torch.tensor([0.1, 0.4, 0.3, 0.2]).log() + 3
+    entry = log_probabilities(logits, 3, 2)
+    assert entry.token == 3 and entry.logprob == pytest.approx(math.log(0.2), abs=1e-5)
+    assert [token for token, _ in entry.top] == [1, 2]
+    assert log_probabilities(logits, 0, 0).top == []

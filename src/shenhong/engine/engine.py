@@ -65,7 +65,7 @@ class Live:
 
     def __init__(self, request: Request, text: Text, stops: set[int], room: int) -> None:
         self.request, self.text, self.stops, self.room = request, text, stops, room
-        self.uniforms = uniforms([request.seed], room)[0]
+        self.uniforms = uniforms([request.seed], room)[0].tolist()
         self.stream: TextStream | None = None
         self.penalties: Penalties | None = None
         self.matcher: Matcher | None = None
@@ -241,26 +241,17 @@ class Engine:
 
     def _draw(self, logits_BV: Tensor, places: list[tuple[Live, int]]) -> list[int | None]:
         """For each (text, i) its token number i from now; None where the model's numbers are not finite."""
-        finite = logits_BV.sum(dim=1).isfinite()
-        sound = bool(finite.all())
-        lives = [live for live, _ in places]
-        changed = [i for i, live in enumerate(lives) if live.penalties or live.matcher]
-        if changed or not sound:
+        changed = [i for i, (live, _) in enumerate(places) if live.penalties or live.matcher]
+        if changed:
             logits_BV = logits_BV.clone()
         for i in changed:
-            if penalties := lives[i].penalties:
-                logits_BV[i] = penalties.apply(logits_BV[i])
-            if matcher := lives[i].matcher:
-                logits_BV[i].masked_fill_(~matcher.mask(), float("-inf"))
-        if not sound:
-            logits_BV[~finite] = 0
-        uniform_B = torch.stack([live.uniforms[live.written + i] for live, i in places])
-        drawn: list[int | None] = list(
-            draw(logits_BV, uniform_B, [live.request.sampling for live in lives])
-        )
-        if not sound:
-            drawn = [t if ok else None for t, ok in zip(drawn, finite.tolist(), strict=True)]
-        return drawn
+            live = places[i][0]
+            if live.penalties:
+                logits_BV[i] = live.penalties.apply(logits_BV[i])
+            if live.matcher:
+                logits_BV[i].masked_fill_(~live.matcher.mask(), float("-inf"))
+        uniforms = [live.uniforms[live.written + i] for live, i in places]
+        return draw(logits_BV, uniforms, [live.request.sampling for live, _ in places])
 
     def _write(self, live: Live, tokens: list[int | None], logits_TV: Tensor) -> Event:
         """Takes over what was drawn, up to where the text ends."""

@@ -11,11 +11,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from shenhong.engine.request import Sampling, TokenLogprob
+from shenhong.numerics.fused_decode import DRAW, draw_tokens
+from shenhong.numerics.kernels import fast
 
 # Below this temperature the likeliest token is taken: the quotient would leave fp32's range.
 COLD = 1e-5
@@ -70,14 +73,24 @@ def log_probabilities(logits_V: Tensor, token: int, count: int) -> TokenLogprob:
     return TokenLogprob(token, shares_V[token].item(), top)
 
 
-def draw(logits_BV: Tensor, uniform_B: Tensor, how: Sequence[Sampling]) -> list[int]:
-    """One token per row, each row by its own settings; rows of equal settings are drawn together."""
+def draw(logits_BV: Tensor, uniforms: list[float], how: Sequence[Sampling]) -> list[int | None]:
+    """One token per row, each row by its own settings; None where the logits are no numbers."""
+    if fast(logits_BV) and logits_BV.dtype == torch.float32:
+        settings = [
+            (s.temperature if s.temperature >= COLD else 0.0, s.top_p, s.min_p, s.top_k, uniform)
+            for s, uniform in zip(how, uniforms, strict=True)
+        ]
+        chosen = draw_tokens(logits_BV, np.array(settings, DRAW)).tolist()
+        return [token if token >= 0 else None for token in chosen]
+    peaks_B = logits_BV.amax(dim=1)
+    logits_BV = logits_BV.nan_to_num(nan=0.0, neginf=float("-inf"))
+    uniform_B = torch.tensor(uniforms, dtype=torch.float64, device=logits_BV.device)
+    tokens: list[int | None] = [None] * len(how)
+    # Rows of equal settings are drawn together.
     groups: dict[tuple[float, int, float, float], list[int]] = {}
-    for row, s in enumerate(how):
-        groups.setdefault((s.temperature, s.top_k, s.top_p, s.min_p), []).append(row)
-    if len(groups) == 1:
-        return sample(logits_BV, uniform_B, how[0]).tolist()
-    tokens = [0] * len(how)
+    for row, (s, sound) in enumerate(zip(how, peaks_B.isfinite().tolist(), strict=True)):
+        if sound:
+            groups.setdefault((s.temperature, s.top_k, s.top_p, s.min_p), []).append(row)
     for rows in groups.values():
         index = torch.tensor(rows, device=logits_BV.device)
         some = sample(logits_BV[index], uniform_B[index], how[rows[0]])
@@ -87,7 +100,7 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, how: Sequence[Sampling]) -> list[
 
 
 def sample(logits_BV: Tensor, uniform_B: Tensor, how: Sampling) -> Tensor:
-    """[B] tokens by inverting the cumulative distribution at ``uniform_B``."""
+    """[B] tokens by inverting the cumulative distribution at ``uniform_B``: what the kernel does, in PyTorch."""
     if how.temperature < COLD:
         return logits_BV.argmax(dim=1)
     candidates = None

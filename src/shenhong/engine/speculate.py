@@ -33,7 +33,7 @@ class Followed(NamedTuple):
     first: int
     row: int
     sampling: Sampling
-    uniforms: Tensor  # of the tokens to come, the next one first
+    uniforms: list[float]  # of the tokens to come, the next one first
     guess: bool  # whether guesses are of use: not before the prompt's end, nor where penalties change the draw
 
 
@@ -85,15 +85,15 @@ class Drafter:
             if not going:
                 return
             steps, states_ND = [steps[i] for i in going], states_ND[going]
-            # Rows of a page that was taken over may never have been written in this layer.
-            logits = self.model.logits(states_ND).nan_to_num(0, 0, 0)
-            uniforms = torch.stack([s.uniforms[depth] for s in steps])
-            for step, token in zip(
-                steps, draw(logits, uniforms, [s.sampling for s in steps]), strict=True
-            ):
-                step.sequence.drafts.append(token)
+            uniforms = [s.uniforms[depth] for s in steps]
+            drawn = draw(self.model.logits(states_ND), uniforms, [s.sampling for s in steps])
+            # Rows of a page that was taken over may never have been written in this layer: no guess then.
+            going = [i for i, token in enumerate(drawn) if token is not None]
+            steps, states_ND = [steps[i] for i in going], states_ND[going]
+            for step, i in zip(steps, going, strict=True):
+                step.sequence.drafts.append(drawn[i] or 0)
             self.drafted += len(steps)
-            if depth + 1 < self.depth:
+            if steps and depth + 1 < self.depth:
                 batch = lay_out(
                     (s.sequence.drafts[-1:], s.sequence.computed + depth, s.sequence.table)
                     for s in steps

@@ -91,6 +91,38 @@ def project(x_ND: Tensor, packed: Tensor, rows: int) -> Tensor:
     return out
 
 
+# struct Draw of sample.cpp.
+DRAW = np.dtype(
+    [
+        ("temperature", np.float32),
+        ("top_p", np.float32),
+        ("min_p", np.float32),
+        ("top_k", np.int32),
+        ("uniform", np.float64),
+    ]
+)
+
+
+def draw_tokens(logits_NV: Tensor, how_N: np.ndarray) -> np.ndarray:
+    """[N] tokens drawn from fp32 logits, each row by its own DRAW settings; -1 where the logits are no numbers.
+
+    Temperature 0 takes the likeliest. Limits apply in the order top-k, top-p, min-p.
+    """
+    assert how_N.dtype == DRAW and logits_NV.stride(1) == 1
+    chosen = np.empty(len(how_N), np.int64)
+    call(
+        "shenhong_draw",
+        logits_NV,
+        logits_NV.stride(0),
+        logits_NV.shape[1],
+        how_N.ctypes.data,
+        chosen.ctypes.data,
+        len(how_N),
+        torch.get_num_threads(),
+    )
+    return chosen
+
+
 class FusedLayers:
     """A model's layers as the kernel wants them. ``numbers``: fields of DecodeModel; ``layers``: those of DecodeLayer,
     tensors for the pointers (None for what a layer lacks)."""

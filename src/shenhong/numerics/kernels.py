@@ -65,6 +65,7 @@ SIGNATURES = {
     "shenhong_panel": "",
     "shenhong_decode": "pp",
     "shenhong_project": "ippp" + "nnni",
+    "shenhong_draw": "pnnpp" + "ni",
 }
 RETURNING = ("shenhong_count", "shenhong_panel")
 

@@ -1,0 +1,125 @@
+// One token per row of logits: temperature, top-k, top-p, min-p, and the inverse of the cumulative distribution.
+//
+// The order in which candidates are laid out for the inversion is part of the result: by id where nothing limits them,
+// else from the likeliest on, ties to the lower id. A row's result depends on that row alone.
+#include <numeric>
+
+#include "common.h"
+
+constexpr int64_t BLOCK = 64;  // candidates of a partial sum
+
+struct Draw {
+    float temperature, top_p, min_p;
+    int32_t top_k;  // 0: no limit
+    double uniform;
+};
+
+// Scratch of one thread.
+struct Row {
+    std::vector<float> shares;
+    std::vector<int32_t> order;
+
+    // Puts the `count` likeliest of all first and in order.
+    void sort_first(int64_t count) {
+        auto likelier = [&](int32_t a, int32_t b) {
+            return shares[a] > shares[b] || (shares[a] == shares[b] && a < b);
+        };
+        if (count < int64_t(order.size())) {
+            std::nth_element(order.begin(), order.begin() + count, order.end(), likelier);
+            std::sort(order.begin(), order.begin() + count, likelier);
+        } else {
+            std::sort(order.begin(), order.end(), likelier);
+        }
+    }
+
+    // The place where the running sum of share(i), i < count, passes the point.
+    template <class S> static int64_t invert(int64_t count, double uniform, S share) {
+        double total = 0;
+        for (int64_t i = 0; i < count; i++) total += share(i);
+        const double point = uniform * total;
+        double sum = 0;
+        int64_t last = 0;
+        for (int64_t i = 0; i < count; i++) {
+            const double one = share(i);
+            sum += one;
+            if (one > 0) last = i;
+            if (sum > point) return i;
+        }
+        return last;  // rounding
+    }
+
+    int64_t draw(const float* logits, int64_t vocab, const Draw& how) {
+        vf top = splat(-INFINITY), odd{};
+        for (int64_t i = 0; i < vocab; i += W) {
+            const vf x = load_up_to(logits + i, vocab - i, -INFINITY);
+            top = max(top, x);
+            odd += (vf)((vi)(x != x) & 1);
+        }
+        const float peak = max(top);
+        bool nan = false;
+        for (int i = 0; i < W; i++) nan |= odd[i] != 0;
+        if (nan || !std::isfinite(peak)) return -1;
+        if (how.temperature == 0) {
+            for (int64_t i = 0;; i++)
+                if (logits[i] == peak) return i;
+        }
+        const float factor = 1.f / how.temperature;
+        shares.resize(vocab + W);
+        const int64_t blocks = (vocab + BLOCK - 1) / BLOCK;
+        std::vector<double> sums(blocks, 0.0);
+        for (int64_t i = 0; i < vocab; i += W) {
+            const vf x = load_up_to(logits + i, vocab - i, -INFINITY);
+            vf e = exp((x - peak) * factor);
+            e = x > splat(-INFINITY) ? e : vf{};
+            store(&shares[i], e);
+            sums[i / BLOCK] += sum(e);
+        }
+        const bool all = how.top_k == 0 || how.top_k >= vocab;
+        if (all && how.top_p >= 1) {
+            if (how.min_p > 0)
+                return invert(vocab, how.uniform, [&](int64_t i) { return shares[i] < how.min_p ? 0.f : shares[i]; });
+            double total = 0;
+            for (double s : sums) total += s;
+            double point = how.uniform * total;
+            int64_t b = 0;
+            for (; b + 1 < blocks && sums[b] <= point; b++) point -= sums[b];
+            const int64_t begin = b * BLOCK, count = std::min(BLOCK, vocab - begin);
+            return begin + invert(count, std::min(1.0, point / sums[b]), [&](int64_t i) { return shares[begin + i]; });
+        }
+        order.resize(vocab);
+        std::iota(order.begin(), order.end(), 0);
+        int64_t kept = all ? vocab : how.top_k;
+        double total = 0;
+        if (all)
+            for (double s : sums) total += s;
+        else {
+            sort_first(kept);
+            for (int64_t i = 0; i < kept; i++) total += shares[order[i]];
+        }
+        if (how.top_p < 1) {
+            // The nucleus is mostly small: sort a few, and more only while they do not hold enough.
+            int64_t sorted = all ? 0 : kept, first = 0;
+            double before = 0;
+            for (;; first++) {
+                if (first == kept || before >= how.top_p * total) break;
+                if (first == sorted) sort_first(sorted = std::min(kept, std::max<int64_t>(64, sorted * 8)));
+                before += shares[order[first]];
+            }
+            kept = std::max<int64_t>(1, first);
+        }
+        const float least = how.min_p;  // the likeliest has share 1
+        return order[invert(kept, how.uniform, [&](int64_t i) {
+            const float share = shares[order[i]];
+            return share < least ? 0.f : share;
+        })];
+    }
+};
+
+// chosen[n]: a token, or -1 where a logit is no number or none is finite.
+EXPORT void shenhong_draw(const float* logits, int64_t stride, int64_t vocab, const Draw* how, int64_t* chosen,
+                          int64_t rows, int threads) {
+    parallel_rows(rows, threads, [&](int64_t begin, int64_t end, int) {
+        Row row;
+        for (int64_t n = begin; n < end; n++) chosen[n] = row.draw(logits + n * stride, vocab, how[n]);
+    });
+}
