@@ -156,8 +156,7 @@ class PreparedDecoder:
     @torch.no_grad()
     def forward(self, batch: Batch, pools: Pools) -> Tensor:
         """Appends the batch's tokens to their sequences; [N, D] states after the final norm."""
-        x_ND = self._run(self._embed(batch), batch, pools, 0, self.trunk)
-        return ops.rms_norm(x_ND, self.norm_D, self.config.rms_norm_eps)
+        return self._run(None, batch, pools, range(self.trunk), self.norm_D)
 
     @torch.no_grad()
     def draft(self, states_ND: Tensor, batch: Batch, pools: Pools) -> Tensor:
@@ -174,8 +173,7 @@ class PreparedDecoder:
             x_ND = project(pair, self.packed_join, self.config.hidden_size)
         else:
             x_ND = F.linear(pair, self.join.matrix)
-        x_ND = self._run(x_ND, batch, pools, self.trunk, self.trunk + 1)
-        return ops.rms_norm(x_ND, self.join.norm_D, eps)
+        return self._run(x_ND, batch, pools, range(self.trunk, self.trunk + 1), self.join.norm_D)
 
     @torch.no_grad()
     def logits(self, states_ND: Tensor) -> Tensor:
@@ -189,20 +187,23 @@ class PreparedDecoder:
         x_ND = F.embedding(tokens_N, self.embedding)
         return x_ND.float() if self.fused else x_ND
 
-    def _run(self, x_ND: Tensor, batch: Batch, pools: Pools, first: int, last: int) -> Tensor:
+    def _run(
+        self, x_ND: Tensor | None, batch: Batch, pools: Pools, layers: range, norm_D: Tensor
+    ) -> Tensor:
+        """x, or the tokens' embeddings, through some layers and a norm."""
         if self.fused:
-            self.fused.run(x_ND, batch, pools.layers, pools.page, first, last)
-            return x_ND
+            return self.fused.run(x_ND, self.embedding, batch, pools.layers, layers, norm_D)
+        x_ND = self._embed(batch) if x_ND is None else x_ND
         places = _Places(batch, pools.page, self.device)
         positions = places.positions_N
         cos, sin = self.cos[positions], self.sin[positions]
-        for number in range(first, last):
+        for number in layers:
             weights, pool = self.layers[number], pools.layers[number].flatten(0, 1)
             q_NHd, row_Ne = self._project(weights, x_ND, cos, sin)
             pool[places.slots_N] = row_Ne
             x_ND = x_ND + self._attend(weights, q_NHd, pool, places)
             x_ND = self._feed_forward(weights, x_ND)
-        return x_ND
+        return ops.rms_norm(x_ND, norm_D, self.config.rms_norm_eps)
 
     # ---------------------------------------------------------------- parts of a layer in PyTorch
 

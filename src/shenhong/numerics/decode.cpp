@@ -47,6 +47,9 @@ struct DecodeBatch {
     const int32_t* starts;        // [S + 1]: tokens of sequence s are starts[s] .. starts[s + 1] - 1
     const int32_t* positions;     // [N], consecutive within a sequence
     const int32_t* tables;        // [S, table_width] pages
+    const int64_t* tokens;        // [N] or null: x begins as their embeddings
+    const void* embedding;        // [V, D]
+    const float* last_norm;       // [D]: x ends normed by it
     float* x;                     // [N, D] residual stream, in and out
 };
 
@@ -325,6 +328,10 @@ template <class T> class Decode {
         Columns<T> columns(m);
         std::vector<int64_t> begin_of, order;
         const auto [first, last] = share(N, thread);
+        for (int64_t i = first; i < last && b.tokens; i++) {
+            const T* in = (const T*)b.embedding + b.tokens[i] * D;
+            for (int64_t k = 0; k < D; k += W) store_up_to(b.x + i * D + k, load_up_to(in + k, D - k), D - k);
+        }
         for (int64_t number = b.first_layer; number < b.last_layer; number++) {
             const DecodeLayer& layer = m.layers[number];
             for (int64_t i = first; i < last; i++) rms(b.x + i * D, layer.norm, &u[i * D], D, m.eps);
@@ -371,6 +378,7 @@ template <class T> class Decode {
             finish(thread, layer, begin_of, order);
             barrier.wait();
         }
+        for (int64_t i = first; i < last; i++) rms(b.x + i * D, b.last_norm, b.x + i * D, D, m.eps);
     }
 
     const float* angle(const float* table, int64_t i) const { return table + b.positions[i] * (m.rope / 2); }

@@ -43,7 +43,7 @@ _Model = _struct(
 _Batch = _struct(
     "DecodeBatch",
     numbers="threads first_layer last_layer sequences table_width",
-    after="starts:p positions:p tables:p x:p",
+    after="starts:p positions:p tables:p tokens:p embedding:p last_norm:p x:p",
 )
 
 
@@ -143,22 +143,38 @@ class FusedLayers:
         )
 
     def run(
-        self, x_ND: Tensor, batch: Batch, pools: Sequence[Tensor], page: int, first: int, last: int
-    ) -> None:
-        """Layers first .. last - 1 over x [N, D] fp32, in place; ``pools``: [pages, page, R + r] of every layer."""
+        self,
+        x: Tensor | None,
+        embedding_VD: Tensor,
+        batch: Batch,
+        pools: Sequence[Tensor],
+        layers: range,
+        norm_D: Tensor,
+    ) -> Tensor:
+        """[N, D] fp32: x [N, D] fp32, in place, or else the tokens' embeddings, through the layers and a norm.
+
+        ``pools``: [pages, page, R + r] of every layer of the model.
+        """
+        out_ND = x
+        if out_ND is None:
+            out_ND = torch.empty(len(batch.tokens_N), embedding_VD.shape[1])
         for layer, pool in zip(self.layers, pools, strict=True):
             layer.pool = pool.data_ptr()
-        self.model.page = page
-        _, positions, starts, tables = batch
+        self.model.page = pools[0].shape[1]
+        tokens, positions, starts, tables = batch
         arguments = _Batch(
             threads=torch.get_num_threads(),
-            first_layer=first,
-            last_layer=last,
+            first_layer=layers.start,
+            last_layer=layers.stop,
             sequences=len(starts) - 1,
             table_width=tables.shape[1],
             starts=starts.ctypes.data,
             positions=positions.ctypes.data,
             tables=tables.ctypes.data,
-            x=x_ND.data_ptr(),
+            tokens=tokens.ctypes.data if x is None else None,
+            embedding=embedding_VD.data_ptr(),
+            last_norm=norm_D.data_ptr(),
+            x=out_ND.data_ptr(),
         )
         call("shenhong_decode", ctypes.addressof(self.model), ctypes.addressof(arguments))
+        return out_ND
