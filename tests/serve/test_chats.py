@@ -53,7 +53,7 @@ def text_of(found: list[dict[str, str]]) -> str:
 def test_resuming_anywhere_loses_and_doubles_nothing(own: Running) -> None:
     (answer,) = ask(own, new_chat(own), seed=3)["answers"]
     live = followed(own, answer["job"])
-    assert [int(e["id"]) for e in live] == list(range(1, len(live) + 1)) and len(live) > 5
+    assert [int(e["id"]) for e in live] == list(range(1, len(live) + 1)) and len(live) > 1
     assert live[-1]["event"] == "done" and own.idle()
     for after in range(len(live)):
         again = followed(own, answer["job"], after)

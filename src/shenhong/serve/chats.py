@@ -263,7 +263,7 @@ def _message(chat: str, parent: str | None, role: str, created: float) -> dict[s
 async def _begin(
     hub: Hub, owner: str, branch: list[dict[str, Any]], target: Target, answer: dict[str, Any]
 ) -> Job:
-    model = hub.model(target.model)
+    model, begun = hub.model(target.model), time.monotonic()
     prompt, thinking = await _prompt(hub, model, branch)
     how = target.settings
     (stream,) = await begin(
@@ -275,7 +275,7 @@ async def _begin(
         "job": new_id(),
     }
     asked = branch[-1]["content"]
-    return Job(message["job"], owner, model, message, stream, thinking, asked)
+    return Job(message["job"], owner, model, message, stream, thinking, asked, begun)
 
 
 async def _prompt(hub: Hub, model: Served, branch: list[dict[str, Any]]) -> tuple[list[int], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Any
 
 from fastapi import Request
@@ -116,10 +117,17 @@ async def on_crash(_: Request, __: Exception) -> JSONResponse:
     return Fault(500, "the server failed on this request; its log says why").response()
 
 
+async def on_storage(_: Request, error: Exception) -> JSONResponse:
+    """A full disk, or damage met after the start."""
+    message = f"chats cannot be read or written ({error}); check the disk, then restart the server"
+    return Fault(500, message, code="storage").response()
+
+
 HANDLERS: dict[Any, Any] = {
     Fault: on_fault,
     RequestValidationError: on_validation,
     HTTPException: on_http,
     ShenhongError: on_user_error,
+    sqlite3.Error: on_storage,
     Exception: on_crash,
 }

@@ -184,9 +184,8 @@ def plain_messages(model: Served, limits: Limits, messages: list[ChatMessage]) -
 
 
 def _no_tools(model: Served, param: str) -> Fault:
-    return bad(
-        f"the chat template of {model.id} has no tools; leave them out", param, "tools_unsupported"
-    )
+    why = "calls of its template are not read" if model.template.tools else "its template has none"
+    return bad(f"no tools with {model.id}: {why}; leave them out", param, "tools_unsupported")
 
 
 def refuse_tools(model: Served, tools: list[Any] | None) -> None:
@@ -268,6 +267,8 @@ async def pieces(
     async for events in stream:
         text = "".join(event.text for event in events)
         finish = events[-1].finish if events else None
+        if finish == "error" and stream.request.constraint is not None:  # too hard to follow
+            raise bad(events[-1].error or "the constraint failed", "response_format", "constraint")
         if finish == "error":
             raise Fault(500, events[-1].error or "the engine failed", code="engine_error")
         yield Piece(

@@ -219,7 +219,11 @@ class Guard:
             raise too_large
         chunks, size = [], 0
         while True:
-            message = await receive()
+            try:
+                async with asyncio.timeout(limits.slow_reader_seconds):
+                    message = await receive()
+            except TimeoutError:
+                raise Fault(408, "the body does not come", code="body_too_slow") from None
             if message["type"] == "http.disconnect":
                 raise bad("the connection closed before the body was whole")
             chunks.append(message.get("body", b""))

@@ -53,6 +53,7 @@ class Job:
     stream: Stream
     thinking: bool
     asked: str
+    begun: float  # when the turn was asked for, on the monotonic clock
     events: list[tuple[int, str, str]] = field(default_factory=list)
     bell: Bell = field(default_factory=Bell)
     stopped: bool = False
@@ -96,7 +97,7 @@ class Jobs:
     # ---------------------------------------------------------------- writing
 
     async def _write(self, job: Job) -> None:
-        begun, first = time.monotonic(), None
+        first = None
         state, error, usage = "done", None, None
         try:
             async with aclosing(pieces(job.model, job.stream, job.thinking)) as source:
@@ -128,7 +129,7 @@ class Jobs:
         if first is not None:
             seconds = max(time.monotonic() - first, 1e-6)
             message["timing"] = {
-                "first_token_ms": round(1000 * (first - begun), 1),
+                "first_token_ms": round(1000 * (first - job.begun), 1),
                 "tokens_per_second": round(max(job.stream.written - 1, 0) / seconds, 1),
             }
         await self._end(job, message)

@@ -224,7 +224,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
             constraint=constraint_of(hub.limits, body.response_format, body.structured_outputs),
             first=number * n,
         )
-        for number, prompt in enumerate(_prompts(model, body))
+        for number, prompt in enumerate(await _prompts(model, body))
     ]
     streams = await begin(hub, model, owner, asks)
     head = {
@@ -251,13 +251,15 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     return JSONResponse(head | {"choices": choices, "usage": usage_of})
 
 
-def _prompts(model: Served, body: CompletionRequest) -> list[list[int]]:
+async def _prompts(model: Served, body: CompletionRequest) -> list[list[int]]:
     """Text begins with the model's first token; tokens are taken as they are."""
     given = body.prompt
     several = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
     tokenizer = model.writer.tokenizer
     return [
-        [tokenizer.bos_id, *tokenizer.encode(one)] if isinstance(one, str) else list(one)
+        [tokenizer.bos_id, *await asyncio.to_thread(tokenizer.encode, one)]
+        if isinstance(one, str)
+        else list(one)
         for one in several
     ]
 

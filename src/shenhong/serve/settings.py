@@ -18,7 +18,7 @@ class Limits:
     """What one request, one key and one queue may hold; each is a flag of `serve` of the same name."""
 
     max_body_bytes: int = setting(2**20, "largest request body")
-    max_import_bytes: int = setting(2**25, "largest chat that may be imported")
+    max_import_bytes: int = setting(2**24, "largest chat that may be imported")
     max_json_depth: int = setting(64, "deepest nesting of a request body")
     max_messages: int = setting(1024, "most messages of one request")
     max_prompt_tokens: int = setting(131_072, "longest prompt; the model's context if that is less")
@@ -31,7 +31,7 @@ class Limits:
     tokens_per_minute: int = setting(1_000_000, "tokens read and written a minute and key")
     template_seconds: float = setting(2.0, "longest time a chat template may take")
     slow_reader_seconds: float = setting(
-        30.0, "a stream whose reader takes nothing so long is closed"
+        30.0, "a caller who sends or takes nothing so long is let go"
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -37,42 +37,37 @@ class EventStream(Response):
     def __init__(self, source: AsyncGenerator[bytes, None]) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self.source = source
+        self.source, self.sent = source, time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         pump = asyncio.create_task(self._pump(send))
-        left = asyncio.create_task(gone(receive))
+        others = [asyncio.create_task(gone(receive)), asyncio.create_task(self._stay_alive(send))]
         try:
-            await asyncio.wait({pump, left}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([pump, *others], return_when=asyncio.FIRST_COMPLETED)
             if pump.done():
                 await pump
         finally:
-            for task in (pump, left):
+            for task in (pump, *others):
                 task.cancel()
-            await asyncio.gather(pump, left, return_exceptions=True)
+            await asyncio.gather(pump, *others, return_exceptions=True)
             await self.source.aclose()
+        if pump.done() and not pump.cancelled():
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _pump(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        next_piece: asyncio.Task[bytes] | None = None
-        try:
-            while True:
-                next_piece = next_piece or asyncio.ensure_future(anext(self.source))
-                done, _ = await asyncio.wait({next_piece}, timeout=ALIVE_SECONDS)
-                piece = b": alive\n\n"
-                if done:
-                    task, next_piece = next_piece, None
-                    try:
-                        piece = task.result()
-                    except StopAsyncIteration:
-                        break
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-        finally:
-            if next_piece is not None:
-                next_piece.cancel()
-                with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration, Exception):
-                    await next_piece
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        async for piece in self.source:
+            self.sent = time.monotonic()
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    async def _stay_alive(self, send: Send) -> None:
+        """A comment where nothing else was sent for a while; ends when the reader takes none."""
+        while True:
+            await asyncio.sleep(ALIVE_SECONDS)
+            if time.monotonic() - self.sent >= ALIVE_SECONDS:
+                await send(
+                    {"type": "http.response.body", "body": b": alive\n\n", "more_body": True}
+                )
 
 
 async def gone(receive: Receive) -> None:

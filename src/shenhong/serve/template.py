@@ -26,6 +26,7 @@ from shenhong.serve.faults import Fault, bad
 from shenhong.tokenizer import Tokenizer
 
 AT_ONCE = 8  # renderings
+LONG = 10_000  # characters
 START_SECONDS = 10.0
 OURS = {"messages", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "tools"}
 
@@ -55,6 +56,7 @@ class Template:
         facts = self._facts(path)
         self.variables = frozenset(facts["names"])
         self.thinking = "<think>" in self.source
+        self.tools = "tools" in self.variables
         self._gate = asyncio.Semaphore(AT_ONCE)
         special = [t.content for t in tokenizer.backend.get_added_tokens_decoder().values()]
         names = sorted(filter(None, special), key=len, reverse=True)
@@ -116,14 +118,21 @@ class Template:
             **(more or {}),
         }
         text = await self._render(variables)
+        long = len(text) > LONG  # is cut beside the event loop, so that others go on
+        ids = (
+            await asyncio.to_thread(self._tokens, text, mark) if long else self._tokens(text, mark)
+        )
+        thinking = self.thinking and text.rfind("<think>") > text.rfind("</think>")
+        return ids, generation and thinking and text.rstrip().endswith("<think>")
+
+    def _tokens(self, text: str, mark: str) -> list[int]:
         ids: list[int] = []
         for piece in self._cut.split(text):
             if piece in self._special:
                 ids.append(self._special[piece])
             elif piece:
                 ids += self.tokenizer.encode(piece.replace(mark, ""))
-        thinking = self.thinking and text.rfind("<think>") > text.rfind("</think>")
-        return ids, generation and thinking and text.rstrip().endswith("<think>")
+        return ids
 
     def _name(self, token: int) -> str:
         return self.tokenizer.backend.id_to_token(token) or ""
