@@ -216,7 +216,7 @@ class Engine:
                 kept += 1
             if self.drafter:
                 self.drafter.accepted += kept
-            events.append(self._write(live, tokens[: kept + 1], logits_BV[row:]))
+            events.append(self._write(live, tokens[: kept + 1], logits_BV, row))
             row += len(guesses) + 1
         return events
 
@@ -253,13 +253,13 @@ class Engine:
         uniforms = [live.uniforms[live.written + i] for live, i in places]
         return draw(logits_BV, uniforms, [live.request.sampling for live, _ in places])
 
-    def _write(self, live: Live, tokens: list[int | None], logits_TV: Tensor) -> Event:
-        """Takes over what was drawn, up to where the text ends."""
+    def _write(self, live: Live, tokens: list[int | None], logits_BV: Tensor, row: int) -> Event:
+        """Takes over what was drawn from the logits' rows from ``row`` on, up to where the text ends."""
         new: list[int] = []
         logprobs: list[TokenLogprob] = []
         text = ""
         finish: Finish | None = None
-        for number, (token, logits_V) in enumerate(zip(tokens, logits_TV, strict=False)):
+        for number, token in enumerate(tokens):
             if number:
                 self.scheduler.done(live.text, 1)  # the guess before it was right
             if token is None:
@@ -277,6 +277,7 @@ class Engine:
                 if error := live.matcher.error:
                     return self._event(live, new, logprobs, "error", text, error)
             if live.request.logprobs is not None:
+                logits_V = logits_BV[row + number]
                 logprobs.append(log_probabilities(logits_V, token, live.request.logprobs))
             if live.stream:
                 text += live.stream.add(token)
