@@ -288,3 +288,22 @@ def test_many_streams_with_cancels_and_kills(tiny: Tiny) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["answers"] > 30 and result["left"] > 5 and result["reset"] > 5
+
+
+@pytest.mark.parametrize("terminal, flags", [(False, ()), (True, ("--no-serve",)), (True, ())])
+def test_quickstart_ends_with_the_page_or_says_how_to_open_it(
+    terminal: bool,
+    flags: tuple[str, ...],
+    tiny: Tiny,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr("shenhong.pipeline.run", lambda *_, **__: True)
+    monkeypatch.setattr("shenhong.serve.server.serve", lambda *given: served.append(given))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    assert main(["quickstart", "--run", str(tiny.run), *flags]) == 0
+    if terminal and not flags:
+        assert served[0][0] == [tiny.run] and not served[0][1].keys
+    else:
+        assert not served and f"shenhong serve {tiny.run}" in capsys.readouterr().out
