@@ -260,6 +260,32 @@ def test_bfloat16_without_kernels_diverges_only_where_it_was_close():
         use_kernels(True)
 
 
+def test_calibration_picks_a_depth_and_changes_no_text():
+    engine = Engine(DECODERS[0])
+    want = engine.generate([[3, 4]], 12, seed=1, stop=[])
+    report = engine.calibrate([3, 4, 5], tokens=12, deepest=2)
+    assert set(report.speedups) == {0, 1, 2} and report.speedups[0] == 1
+    assert report.speedup == max(report.speedups.values()) >= 1
+    assert engine.drafter.depth == report.depth and (report.depth or report.speedup == 1)
+    assert engine.generate([[3, 4]], 12, seed=1, stop=[]) == want
+    plain = Engine(make(0, num_nextn_predict_layers=0))
+    assert plain.calibrate([3]).depth == 0 and plain.drafter is None
+
+
+def test_a_layer_that_guesses_well_saves_steps():
+    """A model that repeats one token whatever it reads: every guess is right, so steps are few."""
+    decoder = make(0, num_nextn_predict_layers=1, tie_word_embeddings=False)
+    with torch.no_grad():
+        decoder.lm_head.weight.zero_()  # all tokens equally likely: the first is taken
+    engine = Engine(decoder, settings=EngineSettings(draft=3))
+    engine.submit(Request((3, 4), 33, Sampling(temperature=0), stop_tokens=()))
+    steps = 0
+    while engine.busy:
+        engine.step()
+        steps += 1
+    assert steps == 9 and engine.stats().acceptance == 1  # one, then four a step
+
+
 def test_a_model_of_nan_ends_its_request_with_an_error():
     decoder = make(0)
     with torch.no_grad():

@@ -59,11 +59,10 @@ static inline int64_t panels(int64_t rows) { return (rows + NB - 1) / NB; }
 
 // A barrier that spins for a while and then lets others run: this machine may be busy.
 class Barrier {
-    const int threads;
     std::atomic<int> waiting{0}, round{0};
 
   public:
-    explicit Barrier(int threads) : threads(threads) {}
+    int threads = 1;
     void wait() {
         if (threads == 1) return;
         const int now = round.load();
@@ -83,6 +82,8 @@ static inline void panel_rows(int64_t K, const float* const* a, const T* w, vf (
     for (int m = 0; m < M; m++)
         for (int i = 0; i < NV; i++) sums[m][i] = vf{};
     for (int64_t k = 0; k < K; k++) {
+        if (M <= 3)  // few rows: memory is what one waits for
+            for (int i = 0; i < NB; i += 64 / int(sizeof(T))) __builtin_prefetch(w + (k + 24) * NB + i);
         vf row[NV];
         for (int i = 0; i < NV; i++) row[i] = load(w + k * NB + i * W);
         for (int m = 0; m < M; m++) {
@@ -265,7 +266,7 @@ template <class T> class Decode {
   public:
     Decode(const DecodeModel& m, const DecodeBatch& b)
         : m(m), b(b), N(b.starts[b.sequences]), D(m.hidden), H(m.heads), R(m.rank), e(m.rank + m.rope),
-          d(m.nope + m.rope), q_in(m.q_rank ? m.q_rank : H * d), threads(int(b.threads)), barrier(threads) {
+          d(m.nope + m.rope), q_in(m.q_rank ? m.q_rank : H * d), threads(1) {
         u.resize(N * D), down.resize(N * (q_in + e)), latent.resize(N * H * e), mixed.resize(N * H * R);
         if (m.q_rank) queries.resize(N * H * d);
         heads.resize(N * H * m.value), scores.resize(N * m.experts), gates.resize(N * m.chosen);
@@ -281,17 +282,16 @@ template <class T> class Decode {
     }
 
     void run() {
-        if (threads == 1) {
+        if (b.threads == 1) {
             work(0);
             return;
         }
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(int(b.threads))
         {
-            // Fewer threads than asked for would never meet at the barrier.
-            if (omp_get_num_threads() == threads)
-                work(omp_get_thread_num());
-            else if (omp_get_thread_num() == 0)
-                std::abort();
+            // There may be fewer than asked for, and the barrier must know.
+#pragma omp single
+            threads = barrier.threads = omp_get_num_threads();
+            work(omp_get_thread_num());
         }
     }
 

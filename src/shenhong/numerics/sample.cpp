@@ -67,12 +67,16 @@ struct Row {
         shares.resize(vocab + W);
         const int64_t blocks = (vocab + BLOCK - 1) / BLOCK;
         std::vector<double> sums(blocks, 0.0);
-        for (int64_t i = 0; i < vocab; i += W) {
-            const vf x = load_up_to(logits + i, vocab - i, -INFINITY);
-            vf e = exp((x - peak) * factor);
-            e = x > splat(-INFINITY) ? e : vf{};
-            store(&shares[i], e);
-            sums[i / BLOCK] += sum(e);
+        for (int64_t b = 0; b < blocks; b++) {
+            vf some{};
+            for (int64_t i = b * BLOCK; i < std::min((b + 1) * BLOCK, vocab); i += W) {
+                const vf x = load_up_to(logits + i, vocab - i, -INFINITY);
+                vf e = exp((x - peak) * factor);
+                e = x > splat(-INFINITY) ? e : vf{};
+                store(&shares[i], e);
+                some += e;
+            }
+            sums[b] = sum(some);
         }
         const bool all = how.top_k == 0 || how.top_k >= vocab;
         if (all && how.top_p >= 1) {
