@@ -46,15 +46,18 @@ def test_any_damage_is_set_aside_with_one_line(
     filled(path).close()
     whole = path.read_bytes()
     pick, aside = random.Random(5), 0
-    for trial in range(40):
+    for trial in range(60):
         data = bytearray(whole)
-        if trial % 4 == 0:
+        if trial % 5 == 0:
             data = data[: pick.randrange(1, len(data))]
-        elif trial % 4 == 1:
+        elif trial % 5 == 1:
             start = pick.randrange(len(data))
             data[start : start + 3000] = pick.randbytes(3000)
-        elif trial % 4 == 2:
+        elif trial % 5 == 2:
             data = bytearray(pick.randbytes(5000))
+        elif trial % 5 == 3:  # a page where another belongs
+            to, of = (4096 * pick.randrange(len(data) // 4096) for _ in range(2))
+            data[to : to + 4096] = data[of : of + 4096]
         else:
             for _ in range(200):
                 data[pick.randrange(100, len(data))] = pick.randrange(256)
@@ -64,7 +67,8 @@ def test_any_damage_is_set_aside_with_one_line(
         store = Store(folder / "chats.db")
         store.recover()
         made = store.create_chat("me", "new")
-        assert store.whole_chat("me", made["id"]) and store.chats("me", "", 200, None)
+        assert store.whole_chat("me", made["id"]) and store.chats("me", "光", 200, None) is not None
+        assert store.changes("me", 0)
         store.close()
         said = capfd.readouterr().err
         kept = [p for p in folder.iterdir() if ".damaged-" in p.name]

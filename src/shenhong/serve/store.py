@@ -37,6 +37,13 @@ CREATE TABLE change (id INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL, 
 """
 _JSON = ("parts", "settings", "usage", "timing")
 _MESSAGE = "id, chat, parent, role, parts, model, settings, job, state, created, usage, timing"
+_COLUMNS = {
+    "chat": "id, owner, title, created, updated, leaf",
+    "message": f"text, {_MESSAGE}",
+    "job": "id, owner, chat, message, state, ended",
+    "job_event": "job, number, kind, data",
+    "change": "id, owner, data",
+}
 
 
 def new_id() -> str:
@@ -84,9 +91,11 @@ class Store:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
             db.execute("PRAGMA foreign_keys = ON")
-            found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if found != "ok":
                 raise sqlite3.DatabaseError(found)
+            if db.execute("PRAGMA foreign_key_check").fetchone():
+                raise sqlite3.DatabaseError("rows of one table do not fit those of another")
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > FORMAT:
                 raise ServeError(
@@ -94,7 +103,8 @@ class Store:
                 )
             if version < FORMAT:
                 db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
-            db.execute(f"SELECT {_MESSAGE} FROM message LIMIT 1").fetchone()
+            for table, names in _COLUMNS.items():
+                db.execute(f"SELECT {names} FROM {table} LIMIT 1").fetchone()
         except BaseException:
             db.close()
             raise
@@ -329,9 +339,12 @@ class Store:
         ).fetchall()
         found = []
         for number, data in rows:
-            change = json.loads(data)
-            if "message" in change:
-                change["message"] = self.message(change["message"])
+            try:
+                change = json.loads(data)
+                if "message" in change:
+                    change["message"] = self.message(change["message"])
+            except (ValueError, TypeError):
+                continue  # damaged: the tabs read the chats anew when they are opened
             found.append((number, change))
         return found
 
@@ -391,7 +404,8 @@ def _message(row: sqlite3.Row) -> dict[str, Any]:
             message[name] = json.loads(row[name] or "null")
         except ValueError:
             message[name] = None
-    if not isinstance(message["parts"], list):
+    parts = message["parts"]
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         message["parts"] = [{"type": "error", "message": "this message is damaged in the database"}]
     return message
 
