@@ -68,7 +68,7 @@ def build() -> Path:
     sources = sorted(HERE.glob("*.cpp"))
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     parts = [version, " ".join(flags), _cpu(), torch.__version__]
-    parts += [path.read_text() for path in (HERE / "common.h", *sources)]
+    parts += [path.read_text() for path in (*sorted(HERE.glob("*.h")), *sources)]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shenhong"
     target = cache / f"kernels-{digest}.so"

@@ -89,7 +89,7 @@ def check() -> None:
             bound,
         )
 
-        x, matrix = normal(tokens, dim, dtype=wide), normal(70, dim)
+        x, matrix = normal(tokens, dim).float(), normal(70, dim)
         expected = x @ matrix.float().T
         found = fused_decode.project(x, fused_decode.pack(matrix), 70)
         if not (found - expected).abs().max() <= 1e-4 * expected.abs().max():

@@ -4,9 +4,7 @@
 // has one order that depends on nothing but the token's own text: a row of a product adds its columns one after the
 // other, attention adds keys from position 0 on, a token adds its experts by number. So a token's result is the same
 // to the bit whatever shares the batch, however its prompt was cut, and on any number of threads.
-//
-// Matrices come packed: panels of NB output rows, each [columns][NB], so that NB results grow in registers while a
-// panel streams by once. Weights and cache are float or bfloat16; all arithmetic and the residual stream are float.
+// Weights (packed, see panels.h) and cache are float or bfloat16; sums and the residual stream are float.
 //
 // Legend: N tokens, S sequences, D hidden, H heads, R latent rank, n nope dims, r rope dims, v value dims, e = R + r,
 // E experts, K chosen, I expert width.
@@ -14,10 +12,9 @@
 
 #include <atomic>
 
-#include "common.h"
+#include "panels.h"
 
-constexpr int NV = 4, NB = NV * W, MR = 6;  // vectors and lanes of a panel; rows of a register tile
-constexpr int KEYS = 8, LANES = 4;          // register tiles of attention: keys of a score tile, columns of an output tile
+constexpr int KEYS = 8, LANES = 4;  // register tiles of attention: keys of a score tile, columns of an output tile
 
 // Field for field as in fused_decode.py.
 struct DecodeLayer {
@@ -55,8 +52,6 @@ struct DecodeBatch {
 
 extern "C" void shenhong_select(const float*, const float*, int64_t*, int64_t, int64_t, int, int, int, int);
 
-static inline int64_t panels(int64_t rows) { return (rows + NB - 1) / NB; }
-
 // A barrier that spins for a while and then lets others run: this machine may be busy.
 class Barrier {
     std::atomic<int> waiting{0}, round{0};
@@ -75,50 +70,6 @@ class Barrier {
             if (spins > 20000) sched_yield();
     }
 };
-
-template <int M, class T>
-static inline void panel_rows(int64_t K, const float* const* a, const T* w, vf (&acc)[MR][NV]) {
-    vf sums[M][NV];
-    for (int m = 0; m < M; m++)
-        for (int i = 0; i < NV; i++) sums[m][i] = vf{};
-    for (int64_t k = 0; k < K; k++) {
-        if (M <= 3)  // few rows: memory is what one waits for
-            for (int i = 0; i < NB; i += 64 / int(sizeof(T))) __builtin_prefetch(w + (k + 24) * NB + i);
-        vf row[NV];
-        for (int i = 0; i < NV; i++) row[i] = load(w + k * NB + i * W);
-        for (int m = 0; m < M; m++) {
-            const vf left = splat(a[m][k]);
-            for (int i = 0; i < NV; i++) sums[m][i] += left * row[i];
-        }
-    }
-    for (int m = 0; m < M; m++)
-        for (int i = 0; i < NV; i++) acc[m][i] = sums[m][i];
-}
-
-// Meets one packed panel [K, NB] with `rows` rows a(m) and hands each row's NB sums to done(m, sums).
-template <class T, class A, class Done>
-static void meet(int64_t rows, int64_t K, A a, const T* w, Done done) {
-    for (int64_t m0 = 0; m0 < rows; m0 += MR) {
-        const int M = int(std::min<int64_t>(MR, rows - m0));
-        const float* at[MR];
-        for (int m = 0; m < M; m++) at[m] = a(m0 + m);
-        vf acc[MR][NV];
-        switch (M) {
-            case 1: panel_rows<1>(K, at, w, acc); break;
-            case 2: panel_rows<2>(K, at, w, acc); break;
-            case 3: panel_rows<3>(K, at, w, acc); break;
-            case 4: panel_rows<4>(K, at, w, acc); break;
-            case 5: panel_rows<5>(K, at, w, acc); break;
-            case 6: panel_rows<6>(K, at, w, acc); break;
-        }
-        for (int m = 0; m < M; m++) done(m0 + m, acc[m]);
-    }
-}
-
-template <bool ADD> static inline void put(float* out, const vf* sums, int64_t columns) {
-    for (int i = 0; i < NV && columns > 0; i++, out += W, columns -= W)
-        store_up_to(out, ADD ? load_up_to(out, columns) + sums[i] : sums[i], columns);
-}
 
 static inline void rms(const float* x, const float* weight, float* y, int64_t dim, float eps) {
     vf squares{};
@@ -306,7 +257,7 @@ template <class T> class Decode {
                  int64_t out_stride) {
         const auto [begin, end] = share(panels(rows), thread);
         for (int64_t p = begin; p < end; p++)
-            meet(N, K, [&](int64_t i) { return x + i * x_stride; }, (const T*)packed + p * K * NB,
+            meet(N, K, [&](int64_t i) { return x + i * x_stride; }, (const T*)packed + p * depth<T>(K) * NB,
                  [&](int64_t i, const vf* sums) { put<ADD>(out + i * out_stride + p * NB, sums, rows - p * NB); });
     }
 
@@ -317,7 +268,7 @@ template <class T> class Decode {
         const auto [begin, end] = share(H * each, thread);
         for (int64_t t = begin; t < end; t++) {
             const int64_t h = t / each, p = t % each;
-            meet(N, K, [&](int64_t i) { return x + i * x_stride + h * x_head; }, (const T*)packed + t * K * NB,
+            meet(N, K, [&](int64_t i) { return x + i * x_stride + h * x_head; }, (const T*)packed + t * depth<T>(K) * NB,
                  [&](int64_t i, const vf* sums) {
                      put<false>(out + (i * H + h) * out_head + p * NB, sums, rows - p * NB);
                  });
@@ -370,7 +321,7 @@ template <class T> class Decode {
             if (layer.router)
                 for (int64_t x = 0; x < m.experts; x++) {
                     const int64_t* mine = order.data() + begin_of[x];
-                    gated(int((thread + x) % threads), (const T*)layer.gate_up + x * panels(2 * inner_padded()) * D * NB,
+                    gated(int((thread + x) % threads), (const T*)layer.gate_up + x * panels(2 * inner_padded()) * depth<T>(D) * NB,
                           m.inner, begin_of[x + 1] - begin_of[x], [&](int64_t i) { return mine[i] / m.chosen; },
                           [&](int64_t i) { return gates[mine[i]]; }, &inner[begin_of[x] * m.inner]);
                 }
@@ -442,7 +393,7 @@ template <class T> class Decode {
         if (!rows) return;
         const auto [begin, end] = share((width + NB / 2 - 1) / (NB / 2), thread);
         for (int64_t p = begin; p < end; p++)
-            meet(rows, D, [&](int64_t i) { return &u[token(i) * D]; }, (const T*)packed + p * D * NB,
+            meet(rows, D, [&](int64_t i) { return &u[token(i) * D]; }, (const T*)packed + p * depth<T>(D) * NB,
                  [&](int64_t i, const vf* sums) {
                      const float factor = gate(i);
                      for (int x = 0; x < half; x++) {
@@ -464,7 +415,7 @@ template <class T> class Decode {
         for (int64_t x = 0; x < m.experts; x++)
             for (int64_t p = begin; p < end; p++)
                 meet(begin_of[x + 1] - begin_of[x], m.inner, [&](int64_t i) { return &inner[(begin_of[x] + i) * m.inner]; },
-                     (const T*)layer.expert_down + (x * panels(D) + p) * m.inner * NB,
+                     (const T*)layer.expert_down + (x * panels(D) + p) * depth<T>(m.inner) * NB,
                      [&](int64_t i, const vf* sums) {
                          put<true>(b.x + order[begin_of[x] + i] / m.chosen * D + p * NB, sums, D - p * NB);
                      });
@@ -472,6 +423,7 @@ template <class T> class Decode {
 };
 
 EXPORT int shenhong_panel() { return NB; }
+EXPORT int shenhong_pair(int dtype) { return dtype == BF16 ? pair<bf16> : pair<float>; }
 
 EXPORT void shenhong_decode(const DecodeModel* model, const DecodeBatch* batch) {
     if (model->dtype == BF16)
@@ -485,7 +437,7 @@ template <class T>
 static void project(const float* x, const T* packed, float* y, int64_t N, int64_t K, int64_t rows, int threads) {
     parallel_rows(panels(rows), threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t p = begin; p < end; p++)
-            meet(N, K, [&](int64_t i) { return x + i * K; }, packed + p * K * NB,
+            meet(N, K, [&](int64_t i) { return x + i * K; }, packed + p * depth<T>(K) * NB,
                  [&](int64_t i, const vf* sums) { put<false>(y + i * rows + p * NB, sums, rows - p * NB); });
     });
 }

@@ -57,11 +57,15 @@ class Batch(NamedTuple):
 
 
 def pack(matrix: Tensor) -> Tensor:
-    """[..., rows, K] as panels [..., ceil(rows / b), K, b], zeros behind the last row."""
-    lanes = call("shenhong_panel")
-    rows = matrix.shape[-2]
-    padded = F.pad(matrix, (0, 0, 0, -rows % lanes))
-    return padded.unflatten(-2, (-1, lanes)).transpose(-1, -2).contiguous()
+    """[..., rows, K] as panels [..., ceil(rows / b), K, b], zeros behind the last row.
+
+    Where the CPU multiplies bfloat16 itself: [..., ceil(rows / b), K / 2, b, 2].
+    """
+    lanes, pair = call("shenhong_panel"), call("shenhong_pair", matrix.dtype)
+    rows, columns = matrix.shape[-2:]
+    padded = F.pad(matrix, (0, -columns % pair, 0, -rows % lanes))
+    panels = padded.unflatten(-2, (-1, lanes)).unflatten(-1, (-1, pair))
+    return panels.transpose(-3, -2).contiguous()
 
 
 def pack_gated(gate_up: Tensor) -> Tensor:

@@ -63,11 +63,12 @@ SIGNATURES = {
     "shenhong_normalise": "ipp" + "nni",
     "shenhong_polynomial": "ipp" + "nnfffi",
     "shenhong_panel": "",
+    "shenhong_pair": "i",
     "shenhong_decode": "pp",
     "shenhong_project": "ippp" + "nnni",
     "shenhong_draw": "pnnpp" + "ni",
 }
-RETURNING = ("shenhong_count", "shenhong_panel")
+RETURNING = ("shenhong_count", "shenhong_panel", "shenhong_pair")
 
 
 class _State:
