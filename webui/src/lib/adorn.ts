@@ -1,5 +1,6 @@
 // What a finished piece of Markdown gets beside its text: coloured code and set formulas. Both come
 // with their libraries, loaded when the first is met, and both have bounds that keep phones alive.
+// What has elements inside is done: its text is no longer the source.
 import type { Action } from "svelte/action";
 import type { Block } from "./markdown";
 
@@ -8,24 +9,24 @@ const LONGEST_FORMULA = 10_000;
 
 async function colour(node: HTMLElement): Promise<void> {
   const wanted = [...node.querySelectorAll<HTMLElement>("pre > code[data-language]")].filter(
-    (code) => code.dataset.language && code.textContent!.length <= LONGEST_CODE,
+    (code) => !code.childElementCount && code.dataset.language && code.textContent!.length <= LONGEST_CODE,
   );
   if (!wanted.length) return;
   const { highlight } = await import("./highlight");
   for (const code of wanted) {
-    const html = code.isConnected && highlight(code.textContent!, code.dataset.language!);
+    const html = !code.childElementCount && highlight(code.textContent!, code.dataset.language!);
     if (html) code.innerHTML = html; // escaped by the highlighter: nothing in it but spans and text
   }
 }
 
 async function set(node: HTMLElement): Promise<void> {
   const wanted = [...node.querySelectorAll<HTMLElement>("span.formula")].filter(
-    (formula) => formula.textContent!.length <= LONGEST_FORMULA,
+    (formula) => !formula.childElementCount && formula.textContent!.length <= LONGEST_FORMULA,
   );
   if (!wanted.length) return;
   const { formulaToMathML } = await import("./formula");
   for (const formula of wanted) {
-    const math = formula.isConnected && formulaToMathML(formula.textContent!, formula.dataset.display === "1");
+    const math = !formula.childElementCount && formulaToMathML(formula.textContent!, formula.dataset.display === "1");
     if (math) formula.replaceChildren(math);
   }
 }

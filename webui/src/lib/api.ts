@@ -1,5 +1,5 @@
 // Every request of the page. All go to the server that sent it, under /api.
-import type { Bootstrap, Chat, ChatLine, Message, RunLine, Target } from "./types";
+import type { Bootstrap, Chat, ChatLine, Message, RunLine, RunSoFar, Target } from "./types";
 
 /** A request that failed; status 0: the server was not reached. */
 export class ApiError extends Error {
@@ -52,5 +52,5 @@ export const api = {
     }),
   stop: (job: string) => request<void>("POST", `jobs/${at(job)}/stop`),
   runs: () => request<{ runs: RunLine[] }>("GET", "runs"),
-  run: (id: string) => request<Record<string, unknown>>("GET", `runs/${at(id)}`),
+  run: (id: string) => request<RunSoFar>("GET", `runs/${at(id)}`),
 };

@@ -1,4 +1,5 @@
 // What the events of a run folder tell: one JSON object a line, followed as they are written.
+import { api } from "./api";
 import { follow } from "./sse";
 
 export const STAGES = ["corpus", "tokenizer", "tokens", "train", "model", "evaluate", "report"];
@@ -75,20 +76,29 @@ export function thin(points: Point[], most = 300): Point[] {
 /** Follow a run; `changed` is called at most once a frame. Returns how to stop. */
 export function watch(id: string, live: Live, changed: () => void): () => void {
   let frame = 0;
-  const close = follow(`/api/runs/${encodeURIComponent(id)}/events?after=0`, {
-    onevent({ data }) {
-      try {
+  let over = false;
+  let close = () => {};
+  const show = () => {
+    frame ||= requestAnimationFrame(() => {
+      frame = 0;
+      changed();
+    });
+  };
+  // What was so far comes thinned in one piece; the stream goes on at the byte after it.
+  void api.run(id).then(({ series, offset }) => {
+    for (const lines of Object.values(series)) for (const line of lines) take(live, line);
+    show();
+    if (over) return;
+    close = follow(`/api/runs/${encodeURIComponent(id)}/events`, {
+      after: offset,
+      onevent({ data }) {
         take(live, JSON.parse(data));
-      } catch {
-        return; // half a line, or one that was damaged: the next ones still count
-      }
-      frame ||= requestAnimationFrame(() => {
-        frame = 0;
-        changed();
-      });
-    },
-  });
+        show();
+      },
+    });
+  }, () => {});
   return () => {
+    over = true;
     cancelAnimationFrame(frame);
     close();
   };

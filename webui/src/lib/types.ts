@@ -82,6 +82,11 @@ export interface RunLine {
   progress: number | null;
 }
 
+export interface RunSoFar {
+  series: Record<string, Record<string, unknown>[]>; // events by kind, thinned
+  offset: number; // the byte at which following goes on
+}
+
 export interface Change {
   kind: "chat" | "message" | "deleted";
   chat: string;
