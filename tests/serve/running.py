@@ -18,7 +18,7 @@ from openai import OpenAI
 
 from shenhong.serve import Limits, Settings
 from shenhong.serve.app import create_app
-from shenhong.serve.hub import Hub, open_models
+from shenhong.serve.hub import Hub
 from shenhong.serve.server import Server, listen
 
 # Tests ask fast and often.
@@ -46,6 +46,10 @@ class Running:
         return self.http.post("/v1/chat/completions", json=body | {"max_tokens": 8} | more)
 
     @property
+    def app(self) -> Any:
+        return self.server.config.app
+
+    @property
     def model(self) -> str:
         return next(iter(self.hub.models))
 
@@ -54,7 +58,8 @@ class Running:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             engines = [model.writer.engine for model in self.hub.models.values()]
-            if not self.hub.answering() and not any(engine.busy for engine in engines):
+            jobs = self.app.state.jobs.running
+            if not (jobs or self.hub.answering() or any(engine.busy for engine in engines)):
                 stats = [engine.stats() for engine in engines]
                 return all(s.running == s.waiting == 0 and s.pages_free == s.pages for s in stats)
             time.sleep(0.02)
@@ -66,7 +71,7 @@ def running(models: Path | list[Path], data: Path, **settings: Any) -> Iterator[
     paths = models if isinstance(models, list) else [models]
     chosen = replace(Settings(port=0, data=data, limits=FREE, drain_seconds=1), **settings)
     with listen(chosen) as bound:
-        hub = Hub(chosen, open_models(paths, torch.float32, chosen))
+        hub = Hub(chosen, paths, torch.float32)
         config = uvicorn.Config(
             create_app(hub), log_level="critical", lifespan="on", timeout_graceful_shutdown=2
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,6 @@ def test_a_job_goes_on_without_a_listener_and_can_be_stopped(own: Running) -> No
     chat = new_chat(own)
     ask(own, chat, seed=1)
     assert own.idle()
-    time.sleep(0.1)
     assert own.http.get(f"/api/chats/{chat}").json()["messages"][-1]["state"] == "done"
     (answer,) = ask(own, chat, seed=2, max_tokens=120)["answers"]
     assert own.http.post(f"/api/jobs/{answer['job']}/stop").status_code == 204
@@ -151,7 +149,6 @@ def test_export_and_import_keep_the_tree(own: Running) -> None:
     first = ask(own, chat, "长城 needle", seed=1)
     ask(own, chat, None, parent=first["user"]["id"], seed=2)
     assert own.idle()
-    time.sleep(0.1)
     out = own.http.get(f"/api/chats/{chat}/export")
     assert "attachment" in out.headers["content-disposition"]
     back = own.http.post("/api/chats/import", json=out.json()).json()

@@ -41,9 +41,8 @@ def addresses(server: Running) -> list[tuple[str, str]]:
             elif hasattr(inner, "routes"):
                 walk(inner.routes)
 
-    app: Any = server.server.config.app
-    walk(app.routes)
-    for path, methods in app.openapi()["paths"].items():
+    walk(server.app.routes)
+    for path, methods in server.app.openapi()["paths"].items():
         plain = path.replace("{", "").replace("}", "")
         found += [(method.upper(), plain) for method in methods]
     return sorted(set(found))

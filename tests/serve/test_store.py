@@ -107,6 +107,15 @@ def test_an_unusable_place_is_one_line(tmp_path: Path) -> None:
             Store(path)
 
 
+def test_one_server_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "chats.db"
+    first = Store(path)
+    with pytest.raises(ServeError, match="in use"):
+        Store(path)
+    first.close()
+    Store(path).close()
+
+
 def test_jobs_cut_short_keep_what_was_told(tmp_path: Path) -> None:
     path = tmp_path / "chats.db"
     store = Store(path)

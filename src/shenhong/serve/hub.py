@@ -83,15 +83,20 @@ def _writes_verse(run: Path) -> bool:
 
 
 class Hub:
-    """Made before the event loop; `start` and `stop` run inside of it."""
+    """Made before the event loop; `start` and `stop` run inside of it. Errors: ServeError, ModelError."""
 
-    def __init__(self, settings: Settings, models: dict[str, Served]) -> None:
-        self.settings, self.limits, self.models = settings, settings.limits, models
+    def __init__(self, settings: Settings, paths: list[Path], dtype: torch.dtype) -> None:
+        self.settings, self.limits = settings, settings.limits
         self.keys, self.meter = Keys(settings.keys), Meter(settings.limits)
         self.counts: Counter[tuple[str, ...]] = Counter()  # for /metrics
         self.begun = time.time()
         self.draining = False
         self.store = Store((settings.data or default_data()) / "chats.db")
+        try:
+            self.models = open_models(paths, dtype, settings)
+        except BaseException:
+            self.store.close()
+            raise
         self._files = ThreadPoolExecutor(1, thread_name_prefix="store")
 
     async def start(self) -> None:

@@ -23,7 +23,7 @@ from shenhong.errors import ServeError
 from shenhong.serve.app import create_app
 from shenhong.serve.faults import stopping
 from shenhong.serve.guard import is_loopback
-from shenhong.serve.hub import Hub, open_models
+from shenhong.serve.hub import Hub
 from shenhong.serve.settings import Settings
 
 LAST_WORDS_SECONDS = 3.0  # for errors to reach their readers after the drain
@@ -114,7 +114,7 @@ def serve(
     """Load the models and answer until told to stop. Errors: ServeError, ModelError."""
     logging.basicConfig(level=logging.WARNING, format="shenhong: %(message)s")
     with listen(settings) as bound:
-        hub = Hub(settings, open_models(models, dtype, settings))
+        hub = Hub(settings, models, dtype)
         config = uvicorn.Config(
             create_app(hub),
             log_level="warning",

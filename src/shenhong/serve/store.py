@@ -7,7 +7,9 @@ is in the file before anyone is told of it, so what a reader has seen is never l
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 import sqlite3
 import sys
 import time
@@ -69,7 +71,22 @@ class Store:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = os.open(
+                path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600
+            )
+        except OSError as error:
+            raise ServeError(
+                f"cannot write in {path.parent}: {error.strerror}; choose another folder with --data"
+            ) from None
+        try:
+            # Two servers would end each other's jobs; the kernel releases this even after a kill.
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.db = self._open()
+        except BlockingIOError:
+            os.close(self._lock)
+            raise ServeError(
+                f"{path} is in use by another server; stop that one, or choose another folder with --data"
+            ) from None
         except (sqlite3.DatabaseError, ValueError) as error:  # names in it may be no text at all
             if isinstance(error, sqlite3.OperationalError) and not _damaged(error):
                 raise ServeError(
@@ -77,10 +94,6 @@ class Store:
                 ) from None
             self._set_aside(" ".join(str(error).split())[:100])
             self.db = self._open()
-        except OSError as error:
-            raise ServeError(
-                f"cannot make {path.parent}: {error.strerror}; choose another folder with --data"
-            ) from None
 
     def _open(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
@@ -130,6 +143,7 @@ class Store:
 
     def close(self) -> None:
         self.db.close()
+        os.close(self._lock)
 
     # ---------------------------------------------------------------- chats
 
