@@ -116,7 +116,7 @@ def test_schemas_are_bounded(served: Running) -> None:
 
 def test_rates_and_queue_answer_429_with_a_time(tiny: Tiny, tmp_path: Any) -> None:
     limits = replace(FREE, requests_per_minute=4, max_queue=2, max_n=8)
-    with running(tiny.run, tmp_path, limits=limits) as server:
+    with running(tiny.run, tmp_path, limits=limits, keys=("a" * 20,)) as server:
         reply = server.chat(n=3)
         assert reply.status_code == 429 and reply.json()["error"]["code"] == "queue_full"
         assert int(reply.headers["retry-after"]) >= 1
@@ -124,3 +124,5 @@ def test_rates_and_queue_answer_429_with_a_time(tiny: Tiny, tmp_path: Any) -> No
         reply = server.chat()
         assert reply.status_code == 429 and 1 <= int(reply.headers["retry-after"]) <= 16
         assert server.http.get("/health").status_code == 200
+    with running(tiny.run, tmp_path, limits=limits) as server:  # no key: one local user
+        assert [server.chat().status_code for _ in range(6)] == [200] * 6

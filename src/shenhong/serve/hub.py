@@ -87,7 +87,7 @@ class Hub:
 
     def __init__(self, settings: Settings, paths: list[Path], dtype: torch.dtype) -> None:
         self.settings, self.limits = settings, settings.limits
-        self.keys, self.meter = Keys(settings.keys), Meter(settings.limits)
+        self.keys, self.meter = Keys(settings.keys), Meter(settings.limits, bool(settings.keys))
         self.counts: Counter[tuple[str, ...]] = Counter()  # for /metrics
         self.begun = time.time()
         self.draining = False

@@ -57,10 +57,12 @@ class Bucket:
 
 
 class Meter:
-    """Requests and tokens of each key."""
+    """Requests and tokens of each key. `on`: without keys there is one local user, who is only bounded by the queue."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
-        self.limits, self.clock = limits, clock
+    def __init__(
+        self, limits: Limits, on: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.limits, self.on, self.clock = limits, on, clock
         self._requests: dict[str, Bucket] = {}
         self._tokens: dict[str, Bucket] = {}
 
@@ -71,6 +73,8 @@ class Meter:
 
     def request(self, owner: str) -> None:
         """Count one request. Fault: 429 with Retry-After."""
+        if not self.on:
+            return
         limit = self.limits.requests_per_minute
         bucket = self._bucket(self._requests, owner, limit)
         if wait := bucket.wait(self.clock(), 1):
@@ -79,6 +83,8 @@ class Meter:
 
     def prompt(self, owner: str, tokens: int) -> None:
         """Pay for what is read before it is read. Fault: 429 with Retry-After."""
+        if not self.on:
+            return
         limit = self.limits.tokens_per_minute
         bucket = self._bucket(self._tokens, owner, limit)
         if wait := bucket.wait(self.clock(), tokens):

@@ -27,8 +27,10 @@ class Limits:
     max_schema_bytes: int = setting(65_536, "largest JSON schema, regex or list of choices")
     max_schema_depth: int = setting(32, "deepest nesting of a JSON schema")
     max_queue: int = setting(256, "answers running or waiting per model; more are refused with 429")
-    requests_per_minute: int = setting(600, "requests a minute and key")
-    tokens_per_minute: int = setting(1_000_000, "tokens read and written a minute and key")
+    requests_per_minute: int = setting(600, "requests a minute and key, where keys are set")
+    tokens_per_minute: int = setting(
+        1_000_000, "tokens read and written a minute and key, where keys are set"
+    )
     template_seconds: float = setting(2.0, "longest time a chat template may take")
     slow_reader_seconds: float = setting(
         30.0, "a caller who sends or takes nothing so long is let go"
