@@ -180,7 +180,7 @@ class Engine:
         before = [part.sequence.computed for part in parts]
         states_ND = self.model.forward(
             lay_out(
-                ((s.tokens + s.drafts)[s.computed : s.computed + length], s.computed, s.table)
+                ((s.tokens[s.computed :] + s.drafts)[:length], s.computed, s.table)
                 for s, length, _ in parts
             ),
             self.pools,

@@ -301,6 +301,8 @@ class PreparedDecoder:
         if near.sum() < 4:
             self.fused = None
             log.warning("the decoding kernel differs from PyTorch here, so PyTorch serves (slower)")
+            return
+        self.layers, self.head = [], self.embedding  # one copy of the weights is enough
 
     def _packed(self, weights: Weights) -> dict[str, Tensor | int | None]:
         experts, (gate_up, down) = weights.experts, weights.dense or (None, None)
