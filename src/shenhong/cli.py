@@ -252,6 +252,12 @@ def _add_serving(server: argparse.ArgumentParser) -> None:
         help="arithmetic; in float32 an answer never depends on others in the batch",
     )
     server.add_argument(
+        "--draft",
+        choices=("measured", "0", "1", "2", "3"),
+        default="measured",
+        help="tokens guessed ahead by the model's multi-token-prediction layer; answers stay the same",
+    )
+    server.add_argument(
         "--drain-seconds",
         type=_positive,
         default=plain.drain_seconds,
@@ -331,6 +337,7 @@ def _serve(models: list[Path], options: argparse.Namespace) -> None:
         runs=runs,
         drain_seconds=options.drain_seconds,
         allow_hosts=tuple(options.allow_host),
+        draft=None if options.draft == "measured" else int(options.draft),
         limits=Limits(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Limits)}),
     )
     serve(models, settings, getattr(torch, options.dtype))

@@ -253,7 +253,7 @@ def test_mistakes_are_one_line(
             ([run, "--host", "0.0.0.0"], "--api-key-file"), ([run, "--port", port], "--port"),
             ([run, "--port", "99999"], "65535"), ([str(tmp_path)], "config.json"),
             ([str(tmp_path / "broken")], "broken/"), ([run, "--api-key-file", str(tmp_path / "no")], "key file"),
-            ([run, "--port", "0", "--data", str(tmp_path / "file")], "--data"), ([run, "--max-n", "0"], "below one"),
+            ([run, "--port", "0", "--data", str(tmp_path / "file")], "--data"), ([run, "--max-n", "0"], "below one"), ([run, "--draft", "9"], "--draft"),
         ):  # fmt: skip
             assert main(["serve", *arguments]) == 2
             said = capfd.readouterr().err

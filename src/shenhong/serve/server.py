@@ -23,9 +23,10 @@ from shenhong.errors import ServeError
 from shenhong.serve.app import create_app
 from shenhong.serve.faults import stopping
 from shenhong.serve.guard import is_loopback
-from shenhong.serve.hub import Hub
+from shenhong.serve.hub import Hub, Served
 from shenhong.serve.settings import Settings
 
+DRAFT_TOKENS, DEEPEST_DRAFT = 32, 3  # of the measurement at the start
 LAST_WORDS_SECONDS = 3.0  # for errors to reach their readers after the drain
 
 
@@ -105,6 +106,18 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+def _set_draft(model: Served, depth: int | None) -> None:
+    """How far the model's own multi-token-prediction layer guesses ahead, if it has one."""
+    engine = model.writer.engine
+    if engine.drafter is None:
+        return
+    if depth is not None:
+        engine.drafter.depth = depth
+        return
+    prompt = model.writer.tokenizer.encode_prompt("")
+    engine.calibrate(prompt, min(DRAFT_TOKENS, model.context - len(prompt)), DEEPEST_DRAFT)
+
+
 def serve(
     models: list[Path],
     settings: Settings,
@@ -115,6 +128,8 @@ def serve(
     logging.basicConfig(level=logging.WARNING, format="shenhong: %(message)s")
     with listen(settings) as bound:
         hub = Hub(settings, models, dtype)
+        for model in hub.models.values():
+            _set_draft(model, settings.draft)
         config = uvicorn.Config(
             create_app(hub),
             log_level="warning",

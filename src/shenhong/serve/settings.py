@@ -43,6 +43,7 @@ class Settings:
 
     data: folder of the chat database. runs: folder whose runs are shown, or None. drain_seconds: how long answers
     may go on after SIGTERM. allow_hosts: further names under which the server may be addressed.
+    draft: tokens a model guesses ahead of itself; None measures what is fastest here. Answers are the same either way.
     """
 
     host: str = "127.0.0.1"
@@ -52,6 +53,7 @@ class Settings:
     runs: Path | None = None
     drain_seconds: float = 20.0
     allow_hosts: tuple[str, ...] = ()
+    draft: int | None = None
     limits: Limits = field(default_factory=Limits)
 
 
