@@ -289,8 +289,7 @@ export async function choose(message: Message): Promise<void> {
 export async function rename(id: string, title: string): Promise<void> {
   const chat = await attempt(() => api.change(id, { title }));
   if (!chat) return;
-  const line = store.chats.find((each) => each.id === id);
-  if (line) line.title = title;
+  for (const line of [...store.chats, ...(store.found ?? [])]) if (line.id === id) line.title = title;
   if (store.chat?.id === id) store.chat.title = title;
 }
 

@@ -8,8 +8,8 @@ export interface Place {
   together: Message[]; // the answers made at once with `message`, itself among them
 }
 
-/** Answers of one turn are created at once; a second try comes at least a moment later. */
-const TOGETHER = 0.5; // seconds
+/** Answers of one turn are created within microseconds; a second try comes later than that. */
+const TOGETHER = 0.001; // seconds
 
 function groups(siblings: Message[]): Message[][] {
   const found: Message[][] = [];

@@ -1,0 +1,246 @@
+"""The page talks: streams, stops, resumes, branches, compares, and shares its chats with other tabs and starts."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Tiny
+from tests.serve.browsing import (
+    Proxy,
+    Visitor,
+    answers,
+    bare,
+    chat_id,
+    chromium,
+    imported,
+    proxy,
+    say,
+    slow,
+    text_of,
+    visit,
+    visiting,
+    wait_done,
+    whole,
+)
+from tests.serve.running import Running, running
+
+__all__ = ["chromium", "proxy", "visit"]
+
+# Every state the growing answer was in, to be compared with what the server wrote.
+RECORD = """() => {
+  window.states = [];
+  new MutationObserver(() => {
+    const shown = document.querySelector(".assistant .plain");
+    if (shown) window.states.push(shown.textContent.replace(/\\s/g, ""));
+  }).observe(document.body, { childList: true, subtree: true, characterData: true });
+}"""
+
+
+def test_an_answer_streams(
+    served: Running, visit: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(served, monkeypatch)
+    page = visit.page()
+    page.wait_for_selector(".welcome")
+    page.evaluate(RECORD)
+    say(page)
+    wait_done(page)
+    (answer,) = answers(whole(served, page))
+    states = page.evaluate("window.states")
+    assert len(set(states)) > 5
+    assert [s for s in states if not text_of(answer).startswith(s)] == []
+    assert page.locator(".bubble").inner_text() == "七绝 长城"
+    page.get_by_role("status").filter(has_text="Answer complete").wait_for(state="attached")
+    assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
+
+
+def test_stop_keeps_what_was_written(
+    served: Running, visit: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(served, monkeypatch, 0.05)
+    page = visit.page()
+    say(page)
+    page.wait_for_function(
+        "() => document.querySelector('.assistant .plain')?.textContent.length > 5"
+    )
+    page.keyboard.press("Escape")
+    wait_done(page)
+    (answer,) = answers(whole(served, page))
+    assert answer["state"] == "stopped"
+    shown = bare(page.locator(".assistant .plain").text_content())
+    assert shown and shown == text_of(answer)
+
+
+def test_a_killed_socket_resumes_with_nothing_lost_or_doubled(
+    chromium: Any, served: Running, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(served, monkeypatch, 0.03)
+    with visiting(chromium, proxy.url) as visitor:
+        page = visitor.page()
+        page.wait_for_selector(".welcome")
+        page.evaluate(RECORD)
+        again: list[Any] = []
+        page.on(
+            "request", lambda request: again.append(request) if "/jobs/" in request.url else None
+        )
+        say(page)
+        for length in (10, 30):
+            page.wait_for_function(
+                "(n) => document.querySelector('.assistant .plain')?.textContent.length > n",
+                arg=length,
+            )
+            proxy.cut()
+        wait_done(page)
+        numbers = [int(request.all_headers().get("last-event-id", 0)) for request in again]
+        assert (
+            len(numbers) >= 3 and numbers[0] == 0 and numbers[1] > 0 and numbers == sorted(numbers)
+        )
+        (answer,) = answers(whole(served, page))
+        states = page.evaluate("window.states")
+        assert [s for s in states if not text_of(answer).startswith(s)] == []
+        assert bare(page.locator(".assistant .plain, .verse .lines").text_content()) == text_of(
+            answer
+        )
+
+
+def test_reload_in_the_middle_goes_on(
+    served: Running, visit: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(served, monkeypatch, 0.03)
+    page = visit.page()
+    say(page)
+    page.wait_for_function(
+        "() => document.querySelector('.assistant .plain')?.textContent.length > 8"
+    )
+    page.reload()
+    wait_done(page)
+    (answer,) = answers(whole(served, page))
+    assert bare(page.locator(".assistant .plain").text_content()) == text_of(answer)
+
+
+def test_regenerate_edit_and_branches(served: Running, visit: Visitor) -> None:
+    page = visit.page()
+    say(page)
+    wait_done(page)
+    page.get_by_role("button", name="Answer again").click()
+    page.get_by_text("2/2").wait_for()
+    wait_done(page)
+    page.get_by_role("button", name="Previous version").click()
+    page.get_by_text("1/2").wait_for()
+    page.locator("h1, .title").first.click()
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("]")
+    page.get_by_text("2/2").wait_for()
+    page.keyboard.press("e")
+    page.get_by_role("textbox", name="Edit").fill("五绝 秋思")
+    page.keyboard.press("Enter")
+    page.locator(".bubble", has_text="秋思").wait_for()
+    wait_done(page)
+    chat = whole(served, page)
+    assert [message["role"] for message in chat["messages"]].count("user") == 2
+    assert len(answers(chat)) == 3
+    page.reload()  # the branch chosen is the server's to keep
+    page.locator(".bubble", has_text="秋思").wait_for()
+
+
+def test_compare_two_settings(served: Running, visit: Visitor) -> None:
+    page = visit.page()
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_role("radio", name="Right").click()
+    page.get_by_label("Temperature").first.fill("0.1")
+    page.keyboard.press("Escape")
+    say(page)
+    wait_done(page, 2)
+    assert page.locator(".together .side").count() == 2
+    left, right = answers(whole(served, page))
+    assert left["parent"] == right["parent"]
+    assert (left["settings"]["temperature"], right["settings"]["temperature"]) == (0.8, 0.1)
+    with page.expect_response(lambda response: response.request.method == "PATCH"):
+        page.get_by_role("button", name="Go on with this one").click()
+    page.wait_for_function(
+        "() => document.querySelectorAll('.together .side')[1].classList.contains('chosen')"
+    )
+    page.reload()
+    page.wait_for_function(
+        "() => document.querySelectorAll('.together .side')[1]?.classList.contains('chosen')"
+    )
+
+
+def test_two_tabs_see_one_chat(
+    served: Running, visit: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(served, monkeypatch)
+    context = visit.context()
+    one = visit.page(context)
+    say(one, "登高")
+    chat = chat_id(one)
+    two = visit.page(context, f"#/c/{chat}")
+    wait_done(two)
+    wait_done(one)
+    assert one.locator(".assistant").inner_text() == two.locator(".assistant").inner_text()
+    say(two, "听雨")
+    one.locator(".bubble", has_text="听雨").wait_for()
+    wait_done(one, 2)
+    served.http.request("DELETE", f"/api/chats/{chat}")
+    one.get_by_text("This chat is gone").wait_for()
+
+
+def test_search_rename_export_and_delete(served: Running, visit: Visitor) -> None:
+    imported(served, ["a question of zebras", "an *answer* of quaggas"], "stripes")
+    page = visit.page()
+    page.keyboard.press("Control+k")
+    page.keyboard.type("quagga")
+    page.locator(".snippet", has_text="quaggas").wait_for()
+    page.locator("nav li a").click()
+    page.locator(".assistant, .plain").first.wait_for()
+    page.get_by_role("button", name="More: stripes").click()
+    with page.expect_download() as download:
+        page.get_by_text("Export as Markdown").click()
+    assert "quaggas" in Path(download.value.path()).read_text(encoding="utf-8")
+    page.get_by_role("button", name="More: stripes").click()
+    page.get_by_role("button", name="Rename").click()
+    page.get_by_role("textbox", name="Rename").fill("horses")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="More: horses").click()
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    page.get_by_text("Nothing found").wait_for()
+    assert not served.http.get("/api/chats", params={"search": "quagga"}).json()["chats"]
+
+
+def test_chats_survive_a_restart_and_the_page_waits(
+    chromium: Any, tiny: Tiny, tmp_path: Path
+) -> None:
+    with contextlib.ExitStack() as life:
+        between = Proxy(life.enter_context(running(tiny.run, tmp_path)).port)
+        try:
+            with visiting(chromium, between.url) as visitor:
+                page = visitor.page()
+                say(page)
+                wait_done(page)
+                shown = page.locator(".assistant").inner_text()
+                between.down = True
+                between.cut()
+                page.get_by_text("Connection lost").wait_for()
+                life.close()
+                between.target = life.enter_context(running(tiny.run, tmp_path)).port
+                between.down = False
+                page.get_by_text("Connection lost").wait_for(state="detached")
+                assert page.locator(".assistant").inner_text() == shown
+                page.reload()
+                page.locator(".assistant").wait_for()
+                assert page.locator(".assistant").inner_text() == shown
+        finally:
+            between.close()
+
+
+def test_a_training_run_is_drawn(served: Running, visit: Visitor) -> None:
+    page = visit.page(address="#/runs")
+    page.locator("svg[role=img] path").first.wait_for()
+    assert page.get_by_role("img", name="Loss").get_attribute("aria-label").count("Held out") == 1
+    page.get_by_text("16 / 16").wait_for()

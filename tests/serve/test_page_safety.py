@@ -1,0 +1,231 @@
+"""The page under hostile text, without its server, on a phone, for those who do not see it, and when a chat is long."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serve.browsing import (
+    Proxy,
+    Visitor,
+    chromium,
+    imported,
+    proxy,
+    say,
+    visit,
+    visiting,
+    wait_done,
+)
+from tests.serve.running import Running
+
+__all__ = ["chromium", "proxy", "visit"]
+
+ROOT = Path(__file__).parents[2]
+BUILT = ROOT / "src" / "shenhong" / "serve" / "ui"
+WEBUI = ROOT / "webui"
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<svg onload=alert(1)><animate onbegin=alert(1) attributeName=x>",
+    "<iframe srcdoc='<script>parent.alert(1)</script>'></iframe>",
+    "<a href='javascript:alert(1)'>x</a> [x](javascript:alert(1)) [x](JaVaScRiPt&colon;alert(1))",
+    "[x](data:text/html,<script>alert(1)</script>) <javascript:alert(1)> [x](vbscript:x)",
+    "![x](https://example.com/track.png) ![x](//example.com/y.png) ![x](/api/chats)",
+    '![x](x"onerror="alert(1)) [x](https://e.x/"onmouseover="alert(1))',
+    "<style>*{background:url(https://example.com/z)}</style><link rel=stylesheet href=//example.com>",
+    '<math><mtext><table><mglyph><style><!--</style><img title="--&gt;&lt;img src=1 onerror=alert(1)&gt;">',
+    "<form action=https://example.com><button>send</button></form><meta http-equiv=refresh content=0;url=//e.x>",
+    '```"><img src=x onerror=alert(1)>\n<script>alert(1)</script>\n```\n```html\n<b style=color:red onclick=alert(1)>\n```',
+    "$\\href{javascript:alert(1)}{x}$ $$\\style{color:red}{x} \\class{y}{z} \\color{red} x$$ $\\includegraphics{//e.x/i}$",
+    "$$\\def\\a{\\a\\a}\\a$$ \\(\\rule{9999em}{9999em}\\) $<img src=x onerror=alert(1)>$",
+    "<p style='position:fixed;inset:0'>over</p> | a | b |\n|:-:|-:|\n| <u onclick=alert(1)>x</u> | y |",
+    "&lt;script&gt;alert(1)&lt;/script&gt; \x00 \u202e \u2028 <!-- --!><img src=x onerror=alert(1)>",
+]
+
+
+def plain_model(page: Any) -> None:
+    """Let answers be shown as Markdown, as of a model that is not of verse."""
+    page.route(
+        "**/api/bootstrap",
+        lambda route: route.fulfill(
+            json=json.loads(
+                route.fetch()
+                .text()
+                .replace('"verse":true', '"verse":false')
+                .replace('"verse": true', '"verse": false')
+            )
+        ),
+    )
+
+
+def test_hostile_text_does_nothing(served: Running, visit: Visitor) -> None:
+    texts = [text for hostile in HOSTILE for text in (hostile, hostile)]
+    chat = imported(served, texts, "<img src=x onerror=alert(1)>")
+    page = visit.page()
+    plain_model(page)
+    page.goto(f"{served.url}/?again#/c/{chat}")
+    page.locator(".prose").last.wait_for()
+    while page.get_by_role("button", name="Show earlier").count():
+        page.locator(".log").evaluate("log => log.scrollTo(0, 0)")
+        page.wait_for_timeout(50)
+    page.wait_for_timeout(300)
+    assert page.locator(".prose").count() == len(HOSTILE)
+    found = page.evaluate(
+        """() => {
+          const bad = [];
+          for (const node of document.querySelectorAll(".log *")) {
+            if (["SCRIPT","IFRAME","IMG","STYLE","LINK","FORM","META","OBJECT","EMBED"].includes(node.tagName)) bad.push(node.tagName);
+            for (const { name, value } of node.attributes)
+              if (name.startsWith("on") || name === "style" || (name === "href" && !/^(https?:|mailto:)/.test(value))) bad.push(`${name}=${value}`);
+          }
+          return bad;
+        }"""
+    )
+    assert not found
+
+
+def test_code_and_formulas_are_set(served: Running, visit: Visitor) -> None:
+    text = (
+        "Both $e^{i\\pi}$ and\n\n$$\\frac{a}{b}$$\n\n```python\ndef f(): return 1\n```\n\n"
+        + "```python\n"
+        + "x = 1\n" * 10_000
+        + "```"
+    )
+    chat = imported(served, ["show", text])
+    page = visit.page()
+    plain_model(page)
+    page.goto(f"{served.url}/?again#/c/{chat}")
+    page.locator("mfrac").wait_for()
+    page.locator(".hljs-keyword").first.wait_for()
+    assert page.locator("math").count() == 2
+    assert page.locator("pre code").nth(1).locator("span").count() == 0  # too long to be coloured
+
+
+def test_the_shell_opens_offline(chromium: Any, served: Running, proxy: Proxy) -> None:
+    with visiting(chromium, proxy.url) as visitor:
+        page = visitor.page()
+        page.wait_for_selector(".welcome")
+        page.evaluate("navigator.serviceWorker.ready.then(() => true)")
+        page.wait_for_function("() => navigator.serviceWorker.controller !== null")
+        proxy.down = True
+        proxy.cut()
+        page.reload()
+        page.get_by_text("Server not reachable").wait_for()
+        proxy.down = False
+        page.wait_for_selector(".welcome")  # by itself
+
+
+def test_phone(served: Running, visit: Visitor) -> None:
+    page = visit.page(
+        viewport={"width": 390, "height": 844},
+        is_mobile=True,
+        has_touch=True,
+        device_scale_factor=2,
+    )
+    box = page.get_by_role("textbox", name="A title")
+    box.fill("长城")
+    box.press("Enter")
+    assert box.input_value() == "长城\n"  # on touch, Enter is a new line
+    page.get_by_role("button", name="Send").tap()
+    wait_done(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.get_by_role("navigation").count() == 0
+    page.get_by_role("button", name="Open chats").tap()
+    page.get_by_role("navigation").wait_for()
+    page.locator(".veil").tap(position={"x": 370, "y": 400})
+    page.get_by_role("navigation").wait_for(state="hidden")
+    for name in ("Send", "Settings"):
+        size = page.get_by_role("button", name=name, exact=True).bounding_box()
+        assert size["width"] >= 40 and size["height"] >= 40
+
+
+@pytest.mark.skipif(
+    not (WEBUI / "node_modules" / "axe-core").exists(), reason="axe-core is not installed"
+)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_serious_fault_of_access(served: Running, visit: Visitor, scheme: str) -> None:
+    axe = (WEBUI / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+
+    def look(page: Any, where: str) -> None:
+        page.wait_for_timeout(300)  # colours move for a moment
+        page.evaluate(axe)
+        result = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+        grave = [
+            (where, fault["id"], fault["nodes"][0]["html"], fault["nodes"][0]["failureSummary"])
+            for fault in result["violations"]
+            if fault["impact"] in ("serious", "critical")
+        ]
+        assert not grave, grave
+
+    chat = imported(
+        served, ["show", "# Title\n\ntext `code` [link](https://e.x)\n\n```\nx\n```\n\n> quote"]
+    )
+    page = visit.page(color_scheme=scheme)
+    page.wait_for_selector(".welcome")
+    look(page, "welcome")
+    page.get_by_role("button", name="Compare").click()
+    say(page)
+    wait_done(page, 2)
+    look(page, "compare")
+    page.get_by_role("button", name="Settings").click()
+    look(page, "settings")
+    page.keyboard.press("Escape")
+    plain_model(page)
+    page.goto(f"{served.url}/?again#/c/{chat}")
+    page.locator(".prose").wait_for()
+    look(page, "prose")
+    page.goto(f"{served.url}/#/runs")
+    page.locator("svg[role=img] path").first.wait_for()
+    look(page, "runs")
+
+
+def test_three_hundred_messages_without_a_long_task(served: Running, visit: Visitor) -> None:
+    answer = (
+        "Some **text** with `code`.\n\n"
+        + "\n".join(f"- point {n} of $x^{n}$" for n in range(8))
+        + "\n\n```python\nx = [1, 2]\n```"
+    )
+    chat = imported(served, [answer if n % 2 else f"question {n}" for n in range(300)])
+    page = visit.page()
+    plain_model(page)
+    page.wait_for_selector(".welcome")
+    page.evaluate(
+        "() => { window.tasks = []; new PerformanceObserver((list) => window.tasks.push(...list.getEntries().map((e) => e.duration))).observe({ type: 'longtask' }); }"
+    )
+    page.evaluate("(id) => (location.hash = `#/c/${id}`)", chat)
+    page.get_by_text("question 298").wait_for()
+    for _ in range(30):
+        page.locator(".log").evaluate("log => log.scrollTo(0, 0)")
+        page.wait_for_timeout(60)
+        if page.get_by_text("question 0", exact=True).count():
+            break
+    page.get_by_text("question 0", exact=True).wait_for()
+    say(page)
+    page.wait_for_timeout(500)
+    assert max(page.evaluate("window.tasks"), default=0) < 200
+
+
+def test_the_build_is_small_and_without_inline_parts() -> None:
+    files = [path for path in BUILT.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 1.5 * 2**20
+    index = (BUILT / "index.html").read_text(encoding="utf-8")
+    assert "<style" not in index and "style=" not in index and "<script>" not in index
+    first = [path for path in files if path.suffix in (".html", ".css", ".js")]
+    first = [path for path in first if path.name.startswith("index")]
+    assert sum(len(gzip.compress(path.read_bytes())) for path in first) <= 350 * 1024
+
+
+@pytest.mark.skipif(
+    shutil.which("npm") is None or not (WEBUI / "node_modules").exists(),
+    reason="Node, or what npm ci installs, is not there",
+)
+def test_the_committed_build_is_a_fresh_one() -> None:
+    done = subprocess.run([WEBUI / "check.sh"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
