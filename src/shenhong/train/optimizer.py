@@ -7,7 +7,8 @@ size an AdamW update has, so both share rates and weight decay:
     M <- mu*M + G;   O = NewtonSchulz(G + mu*M);   W <- W - lr*(0.2*sqrt(max(A,B))*O + wd*W)
 
 What counts as one matrix is what the model multiplies by on its own: each expert, gate and up apart,
-the two halves of W_DKV|W_KR, and W_UK apart from W_UV. Embedding, head, router and norms are AdamW's:
+the two halves of W_DKV|W_KR, and in each head W_UK apart from W_UV and W_UQ apart from W_QR (queries split
+so find long-range patterns, such as rhyme, sooner; LOG.md). Embedding, head, router and norms are AdamW's:
 their rows or entries are used one by one, which an orthogonal update ignores.
 """
 
@@ -36,10 +37,12 @@ def pieces(name: str, tensor: torch.Tensor, config: ModelConfig) -> list[torch.T
         return [tensor]
     if name.endswith("kv_a_proj_with_mqa.weight"):
         return [part[None] for part in tensor.split([config.kv_lora_rank, config.qk_rope_head_dim])]
-    if name.endswith("kv_b_proj.weight"):
+    if name.endswith(("q_proj.weight", "q_b_proj.weight", "k_proj.weight", "kv_b_proj.weight")):
         heads, nope = config.num_attention_heads, config.qk_nope_head_dim
         per_head = tensor.view(heads, -1, tensor.shape[1])
         return [per_head[:, :nope], per_head[:, nope:]]
+    if name.endswith("v_proj.weight"):
+        return [tensor.view(config.num_attention_heads, -1, tensor.shape[1])]
     return [tensor[None]]
 
 
