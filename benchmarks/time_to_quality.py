@@ -6,6 +6,7 @@
 Each model trains for the full time; the poet also for a third of it, with its schedule made for that.
 nanochat's model, initialisation, optimizer and schedule are its own (depth 6, width 256, bfloat16, the
 rates of its training script, scaled for the batch as it does); it gets the same rows in the same order.
+``--finished poet=runs/poet`` takes the end of a finished run of that recipe instead of training it again.
 Prints a table, then one JSON line; draws --plot.
 """
 
@@ -27,6 +28,7 @@ os.environ.setdefault("NANOCHAT_DTYPE", "bfloat16")
 import torch
 
 from common import Bench, Curve, step_seconds, train_arm, usual_machine
+from shenhong.export import load_model
 from shenhong.recipe import load
 from shenhong.train.data import order
 
@@ -109,6 +111,19 @@ def nanochat(
     return curve
 
 
+def end_of(bench: Bench, run: Path) -> Curve:
+    """A finished run as a curve of one point; its tokenizer and text must be those of the bench."""
+    for part in ("tokenizer/tokenizer.json", "tokens/valid.safetensors"):
+        assert (run / part).read_bytes() == (bench.path / part).read_bytes(), (
+            f"{run} differs: {part}"
+        )
+    events = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+    last = [event for event in events if event["kind"] == "valid"][-1]
+    nats = bench.nats_per_character(load_model(run / "model", torch.bfloat16))
+    steps, batch = last["step"], load(run / "recipe.toml").train.batch_tokens
+    return Curve([last["seconds"]], [steps * batch], [nats])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -118,6 +133,9 @@ def main() -> None:
         "--nanochat", type=Path, default=None, help="a checkout of nanochat; left out without it"
     )
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument(
+        "--finished", nargs="*", default=[], metavar="NAME=RUN", help="poet=RUN, poet-plain=RUN"
+    )
     parser.add_argument("--looks", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
@@ -128,12 +146,16 @@ def main() -> None:
     dtype = usual_machine()
     seconds = options.minutes * 60
     curves: dict[str, Curve] = {}
+    finished = dict(pair.split("=", 1) for pair in options.finished)
     recipes = {name: load(ROOT / "recipes" / f"{name}.toml") for name in ("poet", "poet-plain")}
     for name, minutes in (
         ("poet", options.minutes),
         ("poet", options.minutes / 3),
         ("poet-plain", options.minutes),
     ):
+        if minutes == options.minutes and name in finished:
+            curves[name] = end_of(bench, Path(finished[name]))
+            continue
         recipe = recipes[name]
         config, settings = bench.config(recipe), recipe.train
         steps = round(minutes * 60 / step_seconds(bench, config, settings, dtype))
