@@ -11,6 +11,7 @@ export interface VerseLine {
   tones: string; // one mark a character: 平 仄 中 ？
   rhyme: number | null; // index of the rhyming character
   group: string | null; // its group in the 平水韵
+  misses?: number[]; // positions that break the pattern of the form
   stop?: string; // the punctuation after the line
 }
 

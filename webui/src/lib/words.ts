@@ -74,6 +74,7 @@ const words = {
   oblique: ["oblique", "仄"],
   either: ["either", "可平可仄"],
   rhyme: ["rhyme", "韵"],
+  miss: ["off the pattern", "失律"],
   temperature: ["Temperature", "温度"],
   temperatureHint: ["Lower is safer, higher is bolder", "低则稳，高则奇"],
   topP: ["Top-p", "Top-p"],
