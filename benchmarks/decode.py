@@ -24,9 +24,9 @@ from typing import Any
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import torch
-from common import conditions
 from transformers import AutoModelForCausalLM
 
+from common import conditions
 from shenhong.engine import Engine, EngineSettings, Sampling
 from shenhong.export import load_model, save_model
 from shenhong.model import Decoder, ModelConfig
