@@ -23,10 +23,12 @@ from typing import Any
 from shenhong import LONGEST_ANSWER, __version__
 from shenhong.errors import RecipeError, RunError, ShenhongError
 from shenhong.memory import give_back
-from shenhong.model import ModelConfig
+from shenhong.model import Decoder, ModelConfig
 from shenhong.parallel import Mesh, join, leave
 from shenhong.recipe import Recipe, load
 from shenhong.run import Run, atomic_folder, atomic_write, digest, read_events
+
+SAMPLES, SAMPLE_TOKENS = 4, 80  # written at every look at held-out text
 
 
 @dataclass
@@ -243,8 +245,29 @@ def _train(context: Context) -> dict[str, Any]:
         recipe.seed,
         context.mesh,
         seconds_left,
+        _sampler(context),
     )
     return {}
+
+
+def _sampler(context: Context) -> Callable[[Decoder], list[tuple[str, str]]]:
+    """What the model writes of some held-out prompts, always the same, for those who watch it learn."""
+    import pyarrow.parquet
+
+    from shenhong.engine import Engine
+    from shenhong.tokenizer import Tokenizer
+
+    valid = pyarrow.parquet.read_table(context.path / "corpus" / "valid.parquet", columns=["prompt"])
+    prompts = valid.slice(0, SAMPLES)["prompt"].to_pylist()
+    tokenizer = Tokenizer.load(context.path / "tokenizer")
+    ids = [tokenizer.encode_prompt(p) if p else [tokenizer.bos_id] for p in prompts]
+
+    def write(model: Decoder) -> list[tuple[str, str]]:
+        done = Engine(model).generate(ids, SAMPLE_TOKENS, seed=context.recipe.seed)
+        texts = [tokenizer.decode(completion.tokens) for completion in done]
+        return list(zip(prompts, texts, strict=True))
+
+    return write
 
 
 def _seconds_spent(manifest: dict[str, Any]) -> float:
@@ -256,7 +279,6 @@ def _model(context: Context) -> dict[str, Any]:
 
     from shenhong.errors import CheckpointError
     from shenhong.export import save_model
-    from shenhong.model import Decoder
     from shenhong.train import checkpoint
 
     found = checkpoint.load_newest(context.path / "checkpoints")

@@ -98,8 +98,7 @@ def check() -> None:
         matrices = normal(2, 18, 21)
         ortho = muon.newton_schulz(matrices, scale=2.0).float()
         x = matrices.double() / matrices.double().norm(dim=(1, 2), keepdim=True)
-        a, b, c = muon.COEFFICIENTS
-        for _ in range(5):
+        for a, b, c in muon.COEFFICIENTS:
             gram = x @ x.mT
             x = a * x + (b * gram + c * gram @ gram) @ x
         if not (ortho / 2 - x).abs().max() <= 20 * bound * x.abs().max():

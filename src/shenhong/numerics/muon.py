@@ -2,6 +2,8 @@
 
 One quintic iteration is X <- a X + (b G + c G^2) X with G = X X^T (Keller Jordan, Muon, 2024). Here it is P X with
 P = a I + b G + c G^2: two of its three products are on the smaller side only, and nothing is added to X afterwards.
+The iterations differ: each is the minimax quintic for the interval the one before leaves (Polar Express, Amsel et al.,
+arXiv 2505.16932, theorem 3.1), so that three do what five equal ones do.
 A matrix with more rows than columns is multiplied from the right (G = X^T X, X P) instead of being transposed.
 
 Shapes: B matrices of a batch, A rows, C columns.
@@ -14,7 +16,14 @@ from torch import Tensor
 
 from shenhong.numerics.kernels import call, fast
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# For singular values in [SMALLEST, LARGEST], which come out within 0.094 of one; rounding may leave the largest a
+# little above one. Smaller ones are mostly noise of the batch and stay below one.
+SMALLEST, LARGEST = 0.0204, 1.02
+COEFFICIENTS = (
+    (7.5598, -20.8383, 14.7170),
+    (3.2153, -2.4112, 0.5013),
+    (2.2183, -1.5940, 0.4107),
+)
 
 
 def _whole(*tensors: Tensor) -> bool:
@@ -64,8 +73,8 @@ def _polynomial_(gram: Tensor, square: Tensor, a: float, b: float, c: float) -> 
 
 
 @torch.no_grad()
-def newton_schulz(g_BAC: Tensor, steps: int = 5, scale: float = 1.0) -> Tensor:
-    """`scale` times the approximate orthogonal factor of each matrix: singular values pushed into about [0.7, 1.2].
+def newton_schulz(g_BAC: Tensor, scale: float = 1.0) -> Tensor:
+    """`scale` times the approximate orthogonal factor of each matrix: singular values pushed to within 0.1 of one.
 
     Computes in g's dtype; bfloat16 is enough. g is left as it was.
     """
@@ -73,11 +82,11 @@ def newton_schulz(g_BAC: Tensor, steps: int = 5, scale: float = 1.0) -> Tensor:
     tall = g_BAC.shape[1] > g_BAC.shape[2]
     side = min(g_BAC.shape[1:])
     gram, square = g_BAC.new_empty(2, len(g_BAC), side, side)
-    for step in range(steps):
+    for step, coefficients in enumerate(COEFFICIENTS):
         torch.bmm(x.mT if tall else x, x if tall else x.mT, out=gram)
         torch.bmm(gram, gram, out=square)
-        factor = scale if step == steps - 1 else 1.0
-        a, b, c = (factor * value for value in COEFFICIENTS)
+        factor = scale if step == len(COEFFICIENTS) - 1 else 1.0
+        a, b, c = (factor * value for value in coefficients)
         _polynomial_(gram, square, a, b, c)
         torch.bmm(x if tall else square, square if tall else x, out=spare)
         x, spare = spare, x

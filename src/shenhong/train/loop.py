@@ -11,7 +11,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,13 @@ def train(
     seed: int,
     mesh: Mesh,
     seconds: Callable[[], float],
+    write: Callable[[Decoder], Iterable[tuple[str, str]]] = lambda model: (),
 ) -> Decoder:
     """Train from the packed rows in ``path/tokens``, or go on from the newest checkpoint.
 
     ``run`` is the open run on the leading process and None elsewhere; ``seconds()`` is the time left for
-    training where steps are not given. Returns the trained model.
+    training where steps are not given. ``write`` gives (prompt, answer) samples of the model as it is, for
+    those who watch; they are taken at every look at held-out text. Returns the trained model.
 
     Errors: TrainingError (NaN, spike), CheckpointError, DataError; KeyboardInterrupt after a stop.
     """
@@ -132,6 +134,8 @@ def train(
                         seconds=round(progress.seconds, 3),
                         nats_per_token=nats,
                     )
+                    for prompt, text in write(trainer.model):
+                        run.event("sample", step=progress.step, prompt=prompt, text=text)
             wanted = mesh.share(
                 [stop.wanted, time.monotonic() - saved_at > settings.checkpoint_seconds]
             )
