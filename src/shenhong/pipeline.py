@@ -257,7 +257,9 @@ def _sampler(context: Context) -> Callable[[Decoder], list[tuple[str, str]]]:
     from shenhong.engine import Engine
     from shenhong.tokenizer import Tokenizer
 
-    valid = pyarrow.parquet.read_table(context.path / "corpus" / "valid.parquet", columns=["prompt"])
+    valid = pyarrow.parquet.read_table(
+        context.path / "corpus" / "valid.parquet", columns=["prompt"]
+    )
     prompts = valid.slice(0, SAMPLES)["prompt"].to_pylist()
     tokenizer = Tokenizer.load(context.path / "tokenizer")
     ids = [tokenizer.encode_prompt(p) if p else [tokenizer.bos_id] for p in prompts]
