@@ -55,3 +55,22 @@ def test_the_draft_layer_trains_in_the_share_of_steps_that_is_planned(
     trained = [trainer.step(step, STEPS).mtp_loss is not None for step in range(STEPS)]
     assert budget.late_share(trainer) == share
     assert trained == [step >= STEPS * (1 - share) for step in range(STEPS)]
+
+
+def weights_after_two_steps(
+    folder: Path, layers: int, **settings: float
+) -> dict[str, torch.Tensor]:
+    trainer = make(folder, layers, **settings)
+    for step in (STEPS - 2, STEPS - 1):
+        trainer.step(step, STEPS)
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+
+
+def test_a_draft_layer_that_starts_late_leaves_the_trunk_as_it_would_be_without(tmp_path):
+    without = weights_after_two_steps(tmp_path, 0)
+    late = weights_after_two_steps(tmp_path, 1, mtp_start=0.5)
+    always = weights_after_two_steps(tmp_path, 1)
+    assert all(late[name].equal(weight) for name, weight in without.items())
+    assert not all(always[name].equal(weight) for name, weight in without.items())
+    fresh = dict(make(tmp_path, 1).model.named_parameters())
+    assert not late["model.layers.1.eh_proj.weight"].equal(fresh["model.layers.1.eh_proj.weight"])

@@ -110,17 +110,25 @@ class Decoder(nn.Module):
         return Hidden(self.model.norm(x_ND), routing)
 
     def draft(
-        self, states_ND: Tensor, tokens_N: Tensor, docs: ops.Documents, observe: Observe = LOAD_ONLY
+        self,
+        states_ND: Tensor,
+        tokens_N: Tensor,
+        docs: ops.Documents,
+        observe: Observe = LOAD_ONLY,
+        alone: bool = False,
     ) -> Hidden:
         """The MTP layer's states at token i, from which the head predicts token i+2.
 
         ``states_ND`` are those of ``forward``. At a document's last token the embedding that is joined belongs to
         the next document (the last token of all sees the first); the caller gives these positions no weight,
-        and no other position attends to them.
+        and no other position attends to them. ``alone``: no gradient reaches the trunk or the embedding.
         """
         layer = self.model.layers[-1]
         assert isinstance(layer, MultiTokenLayer), "this model has no multi-token-prediction layer"
-        x_ND = layer.join(self.embed(tokens_N.roll(-1)), states_ND)
+        next_ND = self.embed(tokens_N.roll(-1))
+        if alone:
+            next_ND, states_ND = next_ND.detach(), states_ND.detach()
+        x_ND = layer.join(next_ND, states_ND)
         x_ND, stats = layer(x_ND, docs, self.cos, self.sin, observe)
         return Hidden(layer.shared_head(x_ND), stats)
 

@@ -62,7 +62,10 @@ class TrainSettings(BaseModel):
         0.3, ge=0, description="weight of the second-next-token loss (V3, eq. 25)"
     )
     mtp_start: float = Field(
-        0.0, ge=0, lt=1, description="share of steps before multi-token prediction trains"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of steps before multi-token prediction trains; above 0 it leaves the trunk alone",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of matrix products; weights and optimizer stay float32"

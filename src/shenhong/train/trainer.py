@@ -78,6 +78,22 @@ class Trainer:
         wanted = self.config.num_nextn_predict_layers and self.settings.mtp_weight
         return self.settings.mtp_start if wanted else 1.0
 
+    @property
+    def drafts_alone(self) -> bool:
+        """A draft layer that starts late learns to draft and nothing else.
+
+        The gradients of an untrained layer would undo in the trunk what the last, smallest steps give.
+        """
+        return 0 < self.draft_start < 1
+
+    def _gradients(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Those clipped together: all, or the trunk's and those of a draft layer that learns alone."""
+        own = f"model.layers.{self.config.num_hidden_layers}." if self.drafts_alone else "\0"
+        found = [(n, p.grad) for n, p in self.model.named_parameters() if p.grad is not None]
+        return [g for n, g in found if not n.startswith(own)], [
+            g for n, g in found if n.startswith(own)
+        ]
+
     def step(self, step: int, steps: int) -> StepResult:
         """Forward, backward and update. The result is the same on every process."""
         two = step >= self.draft_start * steps
@@ -101,9 +117,13 @@ class Trainer:
             terms = [token_loss(hidden.states_ND, head_VD, *first[i])]
             routing = list(hidden.routing)
             if two:
-                draft = self.model.draft(hidden.states_ND, batch.tokens_N, docs, self.observe)
+                alone = self.drafts_alone
+                draft = self.model.draft(
+                    hidden.states_ND, batch.tokens_N, docs, self.observe, alone
+                )
                 routing += draft.routing
-                terms.append(token_loss(draft.states_ND, head_VD, *second[i]))
+                head = head_VD.detach() if alone else head_VD
+                terms.append(token_loss(draft.states_ND, head, *second[i]))
             weights = (1.0, self.settings.mtp_weight)
             loss = sum(
                 w * term / count for w, term, count in zip(weights, terms, counts, strict=False)
@@ -119,9 +139,11 @@ class Trainer:
             loss.backward()
             sums[: len(terms)] += torch.stack([term.detach() for term in terms])
             passes.append([layer._replace(balance_loss=None) for layer in routing])
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        self.mesh.sum_([sums, *gradients])
-        norm = clip_(gradients, self.settings.clip)
+        trunk, drafting = self._gradients()
+        self.mesh.sum_([sums, *trunk, *drafting])
+        norm = clip_(trunk, self.settings.clip)
+        if drafting:
+            clip_(drafting, self.settings.clip)
         factor = rate(step, steps, self.settings.warmup)
         self.optimizer.step(self.settings.lr * factor, self.settings.vector_lr * factor)
         self.model.zero_grad(set_to_none=True)
