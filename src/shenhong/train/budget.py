@@ -72,7 +72,7 @@ def count_steps(
             begin = time.perf_counter()
             trainer.step(step + i, steps)
             times.append(time.perf_counter() - begin)
-        return statistics.mean(times[2:])
+        return statistics.median(times[2:])
 
     # Step 0 of many is before multi-token prediction starts (if it starts late); a late one is after.
     early = step_seconds(0, 1_000_000)
