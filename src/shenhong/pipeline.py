@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from shenhong import LONGEST_ANSWER, __version__
-from shenhong.errors import RecipeError, RunError, ShenhongError
+from shenhong.errors import RecipeError, RequestError, RunError, ShenhongError
 from shenhong.memory import give_back
 from shenhong.model import Decoder, ModelConfig
 from shenhong.parallel import Mesh, join, leave
@@ -265,7 +265,10 @@ def _sampler(context: Context) -> Callable[[Decoder], list[tuple[str, str]]]:
     ids = [tokenizer.encode_prompt(p) if p else [tokenizer.bos_id] for p in prompts]
 
     def write(model: Decoder) -> list[tuple[str, str]]:
-        done = Engine(model).generate(ids, SAMPLE_TOKENS, seed=context.recipe.seed)
+        try:
+            done = Engine(model).generate(ids, SAMPLE_TOKENS, seed=context.recipe.seed)
+        except RequestError:  # a weight is no number: training itself says so, and where
+            return []
         texts = [tokenizer.decode(completion.tokens) for completion in done]
         return list(zip(prompts, texts, strict=True))
 
