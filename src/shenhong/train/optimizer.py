@@ -7,9 +7,8 @@ size an AdamW update has, so both share rates and weight decay:
     M <- mu*M + G;   O = NewtonSchulz(G + mu*M);   W <- W - lr*(0.2*sqrt(max(A,B))*O + wd*W)
 
 What counts as one matrix is what the model multiplies by on its own: each expert, gate and up apart,
-the two halves of W_DKV|W_KR, and in each head W_UK apart from W_UV and W_UQ apart from W_QR (queries split
-so find long-range patterns, such as rhyme, sooner; LOG.md). Embedding, head, router and norms are AdamW's:
-their rows or entries are used one by one, which an orthogonal update ignores.
+the two halves of W_DKV|W_KR, and in each head W_UK apart from W_UV and W_UQ apart from W_QR. Embedding, head,
+router and norms are AdamW's: their rows or entries are used one by one, which an orthogonal update ignores.
 """
 
 from __future__ import annotations

@@ -88,11 +88,13 @@ class Trainer:
 
     def _gradients(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Those clipped together: all, or the trunk's and those of a draft layer that learns alone."""
-        own = f"model.layers.{self.config.num_hidden_layers}." if self.drafts_alone else "\0"
-        found = [(n, p.grad) for n, p in self.model.named_parameters() if p.grad is not None]
-        return [g for n, g in found if not n.startswith(own)], [
-            g for n, g in found if n.startswith(own)
-        ]
+        draft = (f"model.layers.{self.config.num_hidden_layers}.",) if self.drafts_alone else ()
+        trunk: list[torch.Tensor] = []
+        own: list[torch.Tensor] = []
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None:
+                (own if name.startswith(draft) else trunk).append(parameter.grad)
+        return trunk, own
 
     def step(self, step: int, steps: int) -> StepResult:
         """Forward, backward and update. The result is the same on every process."""
