@@ -10,8 +10,8 @@ import torch
 from shenhong.engine import Engine, Sampling
 from shenhong.errors import ModelError
 from shenhong.export import load_model
-from shenhong.model import ModelConfig
 from shenhong.model.counts import cache_numbers, forward_flops, parameters
+from shenhong.model.hf_config import read_config
 from shenhong.tokenizer import Tokenizer
 
 KEYS_SEEN = 64  # by a token on average, where a cost depends on it
@@ -57,7 +57,7 @@ def open_writer(path: Path, dtype: torch.dtype = torch.float32) -> Writer:
 def facts(path: Path) -> dict[str, Any]:
     """What a model is and costs, for people and scripts."""
     folder = folder_of(path)
-    config = ModelConfig.read(folder / "config.json")
+    config = read_config(folder / "config.json")
     size, cache = parameters(config), cache_numbers(config)
     tokenizer = Tokenizer.load(folder)
     layers = config.num_hidden_layers

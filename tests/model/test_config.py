@@ -14,6 +14,7 @@ from shenhong.errors import ModelError
 from shenhong.model import Decoder, ModelConfig, Yarn
 from shenhong.model.config import auto_scaling_factor
 from shenhong.model.counts import cache_numbers, forward_flops, parameters
+from shenhong.model.hf_config import from_hf, read_config, to_hf
 from shenhong.numerics import documents, kernels_in_use, use_kernels
 from tests.model.random_configs import random_config, random_decoder, random_tokens
 
@@ -39,7 +40,13 @@ from tests.model.random_configs import random_config, random_decoder, random_tok
         ({"hidden_size": True}, "hidden_size"),
         ({"norm_topk_prob": 1}, "norm_topk_prob"),
         ({"routed_scaling_factor": "big"}, "routed_scaling_factor"),
-        ({"attention": "gqa"}, "mla"),
+        ({"attention": "gqa"}, "num_key_value_heads"),
+        ({"attention": "other"}, "mla"),
+        ({"head_dim": 8}, "head_dim"),
+        ({"hidden_size": 2**40}, "hidden_size"),
+        ({"scoring_func": "softmax"}, "noaux_tc"),
+        ({"topk_method": "greedy"}, "sigmoid with noaux_tc"),
+        ({"scoring_func": "softmax", "topk_method": "greedy"}, "norm_topk_prob"),
         ({"num_nextn_predict_layers": 2}, "num_nextn_predict_layers"),
         ({"first_k_dense_replace": -1}, "first_k_dense_replace"),
         ({"n_shared_experts": -1}, "n_shared_experts"),
@@ -77,7 +84,10 @@ def test_impossible_yarn_is_refused():
             },
             "factor is '4'; expected float",
         ),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "YaRN needs factor and"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+            "rope type yarn needs original_max",
+        ),
         ({"hidden_size": None}, "hidden_size missing"),
         ({"eos_token_id": []}, "eos_token_id is []; expected int"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; expected float"),
@@ -85,9 +95,9 @@ def test_impossible_yarn_is_refused():
 )
 def test_a_config_file_with_a_wrong_value_is_refused_by_file_and_field(change, says, tmp_path):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(random_config(0).to_hf() | change))
+    path.write_text(json.dumps(to_hf(random_config(0)) | change))
     with pytest.raises(ModelError) as error:
-        ModelConfig.read(path)
+        read_config(path)
     assert str(error.value).startswith(f"{path}: ") and says in str(error.value)
 
 
@@ -96,14 +106,14 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=6,
 )
-HF = random_config(0).to_hf()
+HF = to_hf(random_config(0))
 ROPE = ("rope_type", "rope_theta", "factor", "original_max_position_embeddings", "mscale")
 
 
 @given(st.sampled_from(sorted(HF)), anything | st.dictionaries(st.sampled_from(ROPE), anything))
 def test_whatever_a_config_file_says_it_is_read_or_refused_in_one_line(name, value):
     try:
-        ModelConfig.from_hf(HF | {name: value}, "c.json")
+        from_hf(HF | {name: value}, "c.json")
     except ModelError as error:
         assert str(error).startswith("c.json: ") and len(str(error).splitlines()) == 1
 
@@ -114,7 +124,7 @@ def test_a_number_that_no_float_holds_is_refused(tmp_path):
         text = json.dumps(HF | {"routed_scaling_factor": 0})
         path.write_text(text.replace('factor": 0', 'factor": ' + "9" * digits))
         with pytest.raises(ModelError, match=r"is 9+; expected|not JSON"):
-            ModelConfig.read(path)
+            read_config(path)
 
 
 def test_a_dense_model_needs_no_expert_settings():

@@ -11,6 +11,7 @@ import torch
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 from shenhong.model import Decoder, ModelConfig
+from shenhong.model.hf_config import to_hf
 from shenhong.numerics import Documents
 from tests.model.random_configs import random_config, random_decoder, random_tokens
 
@@ -20,7 +21,7 @@ MARGIN = 1e-5
 
 
 def reference_model(decoder: Decoder) -> DeepseekV3ForCausalLM:
-    values = decoder.config.to_hf()
+    values = to_hf(decoder.config)
     for name in ("architectures", "rope_theta", "rope_scaling", "torch_dtype", "dtype"):
         values.pop(name)
     model = DeepseekV3ForCausalLM(DeepseekV3Config(**values, attn_implementation="eager"))

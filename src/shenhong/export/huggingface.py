@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,10 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shenhong.errors import ModelError
-from shenhong.model import Decoder, ModelConfig
+from shenhong.model import Decoder
+from shenhong.model.hf_config import Precision, read_config, to_hf
 from shenhong.run import atomic_folder
-
-Precision = Literal["float32", "bfloat16"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = (
@@ -87,7 +86,7 @@ def save_model(
     generation_config.json (temperature, ...). The same decoder always gives the same bytes.
     """
     folder, config = Path(folder), decoder.config
-    text = json.dumps(config.to_hf(dtype), indent=2)
+    text = json.dumps(to_hf(config, dtype), indent=2)
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     said = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     said |= generation or {}
@@ -145,7 +144,7 @@ def load_model(folder: str | Path, compute_dtype: torch.dtype = torch.float32) -
     damaged file, a tokenizer of another size, or weights that are only there as pickle.
     """
     folder = Path(folder)
-    config = ModelConfig.read(folder / "config.json")
+    config = read_config(folder / "config.json")
     if (folder / "tokenizer.json").exists():
         check_tokenizer(folder, config.vocab_size)
     files = _tensor_files(folder)

@@ -1,17 +1,16 @@
 """The shape of a model, in the field names of Hugging Face's ``deepseek_v3`` configuration.
 
 One frozen dataclass says everything that decides which tensors exist and what they compute. It is checked
-when it is made, so that no later code meets an impossible shape, and it reads and writes ``config.json``.
-Counting parameters, FLOPs and cache bytes from it is in ``counts.py``.
+when it is made, so that no later code meets an impossible shape. Reading and writing ``config.json`` is in
+``hf_config.py``, counting parameters, FLOPs and cache bytes in ``counts.py``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from shenhong.errors import ModelError
 
 @dataclass(frozen=True)
 class Yarn:
-    """YaRN context extension (arXiv 2309.00071) with DeepSeek's two attention scales."""
+    """YaRN context extension (arXiv 2309.00071) with DeepSeek's two attention scales (0: the paper's own)."""
 
     factor: float
     original_max_position_embeddings: int
@@ -30,25 +29,60 @@ class Yarn:
     mscale_all_dim: float = 1.0
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            _check_type(field.name, str(field.type), getattr(self, field.name))
-        if self.factor < 1:
-            raise ModelError(f"rope factor {self.factor} must be at least 1")
-        if self.original_max_position_embeddings < 1:
-            raise ModelError("original_max_position_embeddings must be at least 1")
+        _check_extension(self)
         if not self.beta_fast > self.beta_slow > 0:
             raise ModelError("YaRN needs beta_fast > beta_slow > 0")
 
 
 @dataclass(frozen=True)
+class LinearRope:
+    """Position interpolation (arXiv 2306.15595): every position divided by ``factor``."""
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        _check_extension(self)
+
+
+@dataclass(frozen=True)
+class Llama3Rope:
+    """Llama 3.1's extension: slow pairs divided by ``factor``, fast pairs kept, those between mixed."""
+
+    factor: float
+    original_max_position_embeddings: int
+    low_freq_factor: float
+    high_freq_factor: float
+
+    def __post_init__(self) -> None:
+        _check_extension(self)
+        if not self.high_freq_factor > self.low_freq_factor > 0:
+            raise ModelError("rope type llama3 needs high_freq_factor > low_freq_factor > 0")
+
+
+RopeScaling = Yarn | LinearRope | Llama3Rope
+
+
+def _check_extension(rope: RopeScaling) -> None:
+    _check_types(rope)
+    if rope.factor < 1:
+        raise ModelError(f"rope factor {rope.factor} must be at least 1")
+    if not isinstance(rope, LinearRope) and rope.original_max_position_embeddings < 1:
+        raise ModelError("original_max_position_embeddings must be at least 1")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """A DeepSeek-V3 decoder; raises ``ModelError`` when the numbers do not fit together.
+    """A decoder of the DeepSeek or Llama family; raises ``ModelError`` when the numbers do not fit together.
 
     Layers ``0 .. first_k_dense_replace-1`` have a dense feed-forward block, the later ones experts, and so has
     the multi-token-prediction layer (number ``num_hidden_layers``). ``first_k_dense_replace`` equal to
     ``num_hidden_layers`` makes the whole model dense, that layer included.
     ``routed_scaling_factor="auto"`` is replaced by ``auto_scaling_factor`` at once.
-    ``attention="mha"`` (plain multi-head attention, same heads and dims) exists for the ablation only.
+    ``attention="gqa"`` is grouped-query attention as in Llama and Qwen: heads of ``head_dim``, all of it rotated, keys
+    and values shared by ``num_attention_heads / num_key_value_heads`` queries; the four fields of latent attention
+    are then 0. ``attention="mha"`` (plain multi-head attention, dims as in MLA) exists for the ablation only.
+    ``scoring_func="softmax"`` is DeepSeek-V2's router, which has no selection bias; a group's score is its best
+    expert there, and its best two where ``topk_method`` is "noaux_tc".
     """
 
     vocab_size: int
@@ -56,10 +90,10 @@ class ModelConfig:
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
-    kv_lora_rank: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-    v_head_dim: int
+    kv_lora_rank: int = 0
+    qk_nope_head_dim: int = 0
+    qk_rope_head_dim: int = 0
+    v_head_dim: int = 0
     q_lora_rank: int | None = None
     moe_intermediate_size: int = 0
     n_routed_experts: int = 0
@@ -73,18 +107,35 @@ class ModelConfig:
     num_nextn_predict_layers: int = 0
     max_position_embeddings: int = 2048
     rope_theta: float = 10000.0
-    rope_scaling: Yarn | None = None
+    rope_scaling: RopeScaling | None = None
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
-    attention: Literal["mla", "mha"] = "mla"
+    attention: Literal["mla", "mha", "gqa"] = "mla"
+    scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"
+    topk_method: Literal["noaux_tc", "greedy", "group_limited_greedy"] = "noaux_tc"
+    num_key_value_heads: int = 0
+    head_dim: int = 0
+    qkv_bias: bool = False
+    qk_norm: bool = False
 
     @property
     def qk_head_dim(self) -> int:
+        if self.attention == "gqa":
+            return self.head_dim
         return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many numbers of a head are rotated."""
+        return self.head_dim if self.attention == "gqa" else self.qk_rope_head_dim
+
+    @property
+    def has_selection_bias(self) -> bool:
+        return self.topk_method == "noaux_tc"
 
     @property
     def scaling_factor(self) -> float:
@@ -106,23 +157,35 @@ class ModelConfig:
     # ---------------------------------------------------------------- validation
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            _check_type(field.name, str(field.type), getattr(self, field.name))
-        for name in _AT_LEAST_ONE:
+        _check_types(self)
+        # A damaged file must not ask for the impossible before anything compares it with the weights.
+        for name, most in _AT_MOST.items():
+            if (getattr(self, name) or 0) > most:
+                raise ModelError(f"{name} is {getattr(self, name)}; at most {most} is supported")
+        grouped = self.attention == "gqa"
+        for name in _AT_LEAST_ONE + (_OF_GROUPED if grouped else _OF_LATENT):
             if getattr(self, name) < 1:
                 raise ModelError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if grouped:
+            self._check_grouped()
+        elif any(getattr(self, name) for name in (*_OF_GROUPED, "qkv_bias", "qk_norm")):
+            raise ModelError(
+                'num_key_value_heads, head_dim, qkv_bias and qk_norm belong to attention "gqa"'
+            )
         if self.q_lora_rank is not None and self.q_lora_rank < 1:
             raise ModelError("q_lora_rank must be at least 1, or absent for full-rank queries")
-        if self.qk_rope_head_dim % 2:
+        rotated = "head_dim" if grouped else "qk_rope_head_dim"
+        if getattr(self, rotated) % 2:
             raise ModelError(
-                f"qk_rope_head_dim is {self.qk_rope_head_dim}; RoPE turns pairs, so make it even"
+                f"{rotated} is {getattr(self, rotated)}; RoPE turns pairs, so make it even"
             )
-        if self.attention not in ("mla", "mha"):
-            raise ModelError(f'attention is {self.attention!r}; choose "mla" or "mha"')
+        if not grouped and not isinstance(self.rope_scaling, Yarn | None):
+            raise ModelError("latent attention knows no other rope scaling than YaRN")
         if self.num_nextn_predict_layers not in (0, 1):
             raise ModelError("num_nextn_predict_layers must be 0 or 1: engines read one MTP layer")
         if self.first_k_dense_replace < 0:
             raise ModelError("first_k_dense_replace must be at least 0")
+        self._check_router()
         if self.first_k_dense_replace < self.num_hidden_layers:
             self._check_experts()
         if self.routed_scaling_factor == "auto":
@@ -137,6 +200,29 @@ class ModelConfig:
         for name in ("rms_norm_eps", "initializer_range", "rope_theta"):
             if not getattr(self, name) > 0:
                 raise ModelError(f"{name} must be positive")
+
+    def _check_grouped(self) -> None:
+        heads, shared = self.num_attention_heads, self.num_key_value_heads
+        if heads % shared:
+            raise ModelError(
+                f"num_key_value_heads is {shared}; it must divide num_attention_heads ({heads})"
+            )
+        for name in (*_OF_LATENT, "q_lora_rank", "num_nextn_predict_layers"):
+            if getattr(self, name):
+                raise ModelError(f'{name} does not go with attention "gqa"')
+
+    def _check_router(self) -> None:
+        softmax = self.scoring_func == "softmax"
+        if softmax == self.has_selection_bias:
+            raise ModelError(
+                f"scoring_func {self.scoring_func} does not go with topk_method {self.topk_method}: choose "
+                "sigmoid with noaux_tc (V3), or softmax with greedy or group_limited_greedy (V2)"
+            )
+        if softmax and (self.norm_topk_prob or self.num_nextn_predict_layers):
+            raise ModelError(
+                "the softmax router of DeepSeek-V2 goes with norm_topk_prob = false and "
+                "num_nextn_predict_layers = 0: no engine reads such a model otherwise"
+            )
 
     def _check_experts(self) -> None:
         experts, chosen = self.n_routed_experts, self.num_experts_per_tok
@@ -154,7 +240,9 @@ class ModelConfig:
         groups = self.n_group
         if groups < 1 or experts % groups:
             raise ModelError(f"n_group is {groups}; it must divide n_routed_experts ({experts})")
-        if experts // groups < 2:
+        if self.topk_method == "greedy" and groups > 1:
+            raise ModelError('topk_method "greedy" knows no groups; choose "group_limited_greedy"')
+        if self.has_selection_bias and experts // groups < 2:
             raise ModelError(
                 "a group needs at least 2 experts: its score is its best two; lower n_group"
             )
@@ -169,88 +257,6 @@ class ModelConfig:
                 f"num_experts_per_tok = {chosen}; raise topk_group"
             )
 
-    # ---------------------------------------------------------------- config.json
-
-    def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
-        """The contents of ``config.json``; ``ModelError`` for the ablation's attention.
-
-        Beside transformers' own fields it names the router for engines that have no default for it
-        (topk_method, scoring_func, moe_layer_freq) and repeats RoPE the old way (rope_theta, rope_scaling).
-        """
-        if self.attention != "mla":
-            raise ModelError(
-                f'attention "{self.attention}" has no open format; only "mla" can be saved'
-            )
-        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
-        if self.rope_scaling is not None:
-            rope = {"rope_type": "yarn", "rope_theta": self.rope_theta}
-            rope |= dataclasses.asdict(self.rope_scaling)
-        fields = {name: getattr(self, name) for name in _SAME_NAME}
-        legacy = None
-        if self.rope_scaling is not None:
-            legacy = {"type": "yarn", **{k: v for k, v in rope.items() if k != "rope_theta"}}
-        return {
-            "architectures": ["DeepseekV3ForCausalLM"],
-            "model_type": "deepseek_v3",
-            **fields,
-            "num_key_value_heads": self.num_attention_heads,
-            "qk_head_dim": self.qk_head_dim,
-            "head_dim": self.qk_rope_head_dim,
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "use_cache": True,
-            "rope_interleave": True,
-            "rope_parameters": rope,
-            "rope_theta": self.rope_theta,
-            "rope_scaling": legacy,
-            "topk_method": "noaux_tc",
-            "scoring_func": "sigmoid",
-            "moe_layer_freq": 1,
-            "dtype": dtype,
-            "torch_dtype": dtype,
-        }
-
-    @classmethod
-    def from_hf(cls, values: dict[str, Any], where: str = "config.json") -> ModelConfig:
-        """Reads ``config.json``; refuses (``ModelError``) what this decoder would compute differently."""
-        for name, (wanted, default) in _ONLY.items():
-            if values.get(name, default) not in wanted:
-                raise ModelError(
-                    f"{where}: {name} is {values.get(name)!r:.80}; only {wanted[0]!r} is supported"
-                )
-        heads = values.get("num_attention_heads")
-        if values.get("num_key_value_heads", heads) not in (heads, None):
-            raise ModelError(f"{where}: num_key_value_heads must equal num_attention_heads in MLA")
-        required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-        missing = [name for name in required if values.get(name) is None]
-        if missing:
-            raise ModelError(f"{where}: {', '.join(missing)} missing")
-        kept = {name: values[name] for name in _SAME_NAME if name in values}
-        # DeepSeek's own files leave unused group limits as null.
-        kept = {k: v for k, v in kept.items() if v is not None or k in _MAY_BE_NONE}
-        if isinstance(kept.get("eos_token_id"), list) and kept["eos_token_id"]:
-            kept["eos_token_id"] = kept["eos_token_id"][0]
-        try:
-            factor = _number("routed_scaling_factor", kept.pop("routed_scaling_factor", 1.0))
-            theta, yarn = _rope_from_hf(values)
-            return cls(**kept, routed_scaling_factor=factor, rope_theta=theta, rope_scaling=yarn)
-        except ModelError as error:
-            raise ModelError(f"{where}: {error}") from None
-
-    @classmethod
-    def read(cls, path: str | Path) -> ModelConfig:
-        path = Path(path)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ModelError(f"{path} is missing; give a finished model folder") from None
-        except (ValueError, RecursionError) as error:
-            raise ModelError(f"{path} is not JSON ({error}); copy the model folder again") from None
-        if not isinstance(values, dict):
-            raise ModelError(f"{path} is not a JSON object")
-        return cls.from_hf(values, str(path))
-
 
 _AT_LEAST_ONE = (
     "vocab_size",
@@ -258,36 +264,36 @@ _AT_LEAST_ONE = (
     "intermediate_size",
     "num_hidden_layers",
     "num_attention_heads",
-    "kv_lora_rank",
-    "qk_nope_head_dim",
-    "qk_rope_head_dim",
-    "v_head_dim",
     "max_position_embeddings",
 )
-_NOT_IN_HF = ("attention", "rope_theta", "rope_scaling")
-_SAME_NAME = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in _NOT_IN_HF]
-_MAY_BE_NONE = ("q_lora_rank", "bos_token_id", "eos_token_id", "pad_token_id")
-# name -> (accepted values, the value an absent field stands for)
-_ONLY: dict[str, tuple[tuple[Any, ...], Any]] = {
-    "model_type": (("deepseek_v3",), None),
-    "hidden_act": (("silu",), "silu"),
-    "attention_bias": ((False,), False),
-    "rope_interleave": ((True, None), True),
-    "topk_method": (("noaux_tc",), "noaux_tc"),
-    "scoring_func": (("sigmoid",), "sigmoid"),
-    "moe_layer_freq": ((1,), 1),
-    "quantization_config": ((None,), None),
+_OF_LATENT = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+_OF_GROUPED = ("num_key_value_heads", "head_dim")
+_WIDTH = 2**20
+_AT_MOST = {
+    "vocab_size": 2**24,
+    "num_hidden_layers": 1024,
+    "num_attention_heads": 4096,
+    "n_routed_experts": 4096,
+    "n_shared_experts": 4096,
+    "max_position_embeddings": 2**22,
+    **dict.fromkeys(("hidden_size", "intermediate_size", "moe_intermediate_size"), _WIDTH),
+    **dict.fromkeys((*_OF_LATENT, *_OF_GROUPED, "q_lora_rank"), _WIDTH),
 }
 
 
-def _check_type(name: str, annotation: str, value: object) -> None:
+def _check_types(part: ModelConfig | RopeScaling) -> None:
+    for field in dataclasses.fields(part):
+        check_type(field.name, str(field.type), getattr(part, field.name))
+
+
+def check_type(name: str, annotation: str, value: object) -> None:
     """Strict types, bool never passing for int; an int may stand for a float."""
     kinds: tuple[type, ...] = ()
     for part, types in (
         ("int", (int,)),
         ("float", (int, float)),
         ("bool", (bool,)),
-        ("Yarn", (Yarn,)),
+        ("RopeScaling", (Yarn, LinearRope, Llama3Rope)),
     ):
         if part in annotation.replace("Literal", ""):
             kinds += types
@@ -296,38 +302,12 @@ def _check_type(name: str, annotation: str, value: object) -> None:
     good = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
     if value is None:
         good = "None" in annotation
-    if isinstance(value, str) and name == "routed_scaling_factor":
-        good = good and value == "auto"
+    if isinstance(value, str):
+        good = good and value in re.findall(r"'(\w+)'", annotation)
     if isinstance(value, int | float) and not -1e300 < value < 1e300:
         good = False  # NaN and infinity among them
     if not good:
         raise ModelError(f"{name} is {value!r:.80}; expected {annotation}")
-
-
-def _number(name: str, value: Any) -> float:
-    _check_type(name, "float", value)
-    return float(value)
-
-
-def _rope_from_hf(values: dict[str, Any]) -> tuple[float, Yarn | None]:
-    """RoPE from the new field (rope_parameters) or the old pair (rope_theta, rope_scaling)."""
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise ModelError(f"rope_parameters is {rope!r:.80}; expected an object")
-    theta = _number("rope_theta", rope.get("rope_theta", values.get("rope_theta", 10000.0)))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind != "yarn":
-        raise ModelError(f'rope type {kind!r:.80}; only "default" and "yarn" are supported')
-    names = {f.name for f in dataclasses.fields(Yarn)}
-    extra = set(rope) - names - {"rope_type", "type", "rope_theta"}
-    if extra:
-        raise ModelError(f"unsupported YaRN setting {', '.join(sorted(extra))}")
-    try:
-        return theta, Yarn(**{k: v for k, v in rope.items() if k in names})
-    except TypeError:
-        raise ModelError("YaRN needs factor and original_max_position_embeddings") from None
 
 
 def auto_scaling_factor(chosen: int, experts: int) -> float:
