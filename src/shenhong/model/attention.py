@@ -1,11 +1,11 @@
-"""Attention in training mode: every head has its own keys and values, read from a shared latent.
+"""Attention in training mode: latent attention, and the other two kinds a config may choose.
 
 Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): keys and values come from one
 narrow latent c = norm(W_DKV x), so that a cache holds c and one rotated key k_pe for all heads. The decoding
 form, which never expands the latent, is in ``decode.py``.
 
-Legend: N tokens of all documents, D hidden, H heads, R latent rank, n nope dims, r rope dims, v value dims,
-d = n + r.
+Legend: N tokens of all documents, D hidden, H heads, G groups of heads, R latent rank, n nope dims, r rope dims,
+v value dims, d = n + r (with grouped queries the width of every head).
 """
 
 from __future__ import annotations
@@ -82,5 +82,48 @@ class MultiHeadAttention(nn.Module):
         return self.o_proj(o_NHv.flatten(1))
 
 
+class GroupedQueryAttention(nn.Module):
+    """Llama's and Qwen's attention: H / G query heads share each of G key and value heads (arXiv 2305.13245).
+
+    RoPE turns all d dims of a head in interleaved pairs; folders with half-split rows are reordered when they are
+    loaded (``export/llama.py``). Qwen2 adds a bias to queries, keys and values, Qwen3 a norm to each head's queries
+    and keys.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.scale = softmax_scale(config)
+        D, d, bias = config.hidden_size, self.head_dim, config.qkv_bias
+        self.q_proj = Matrix(D, self.heads * d, bias)
+        self.k_proj = Matrix(D, self.groups * d, bias)
+        self.v_proj = Matrix(D, self.groups * d, bias)
+        self.o_proj = Matrix(self.heads * d, D)
+        self.qk_norm = config.qk_norm
+        if self.qk_norm:
+            self.q_norm = Norm(d, config.rms_norm_eps)
+            self.k_norm = Norm(d, config.rms_norm_eps)
+
+    @property
+    def cache_row(self) -> int:
+        """Numbers kept per token: every group's key and value."""
+        return 2 * self.groups * self.head_dim
+
+    def forward(self, x_ND: Tensor, docs: ops.Documents, cos: Tensor, sin: Tensor) -> Tensor:
+        q_NHd = self.q_proj(x_ND).unflatten(-1, (self.heads, -1))
+        k_NGd = self.k_proj(x_ND).unflatten(-1, (self.groups, -1))
+        v_NGd = self.v_proj(x_ND).unflatten(-1, (self.groups, -1))
+        if self.qk_norm:
+            q_NHd, k_NGd = self.q_norm(q_NHd), self.k_norm(k_NGd)
+        shared = self.heads // self.groups
+        k_NHd, v_NHd = (t.repeat_interleave(shared, 1) for t in (k_NGd, v_NGd))
+        o_NHd = ops.attention(q_NHd, k_NHd, v_NHd, docs, cos, sin, self.head_dim, self.scale)
+        return self.o_proj(o_NHd.flatten(1))
+
+
+ATTENTION = {"mla": LatentAttention, "mha": MultiHeadAttention, "gqa": GroupedQueryAttention}
+
+
 def attention_for(config: ModelConfig) -> nn.Module:
-    return LatentAttention(config) if config.attention == "mla" else MultiHeadAttention(config)
+    return ATTENTION[config.attention](config)

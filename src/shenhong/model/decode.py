@@ -1,16 +1,13 @@
-"""The decoder in the form that generates: weights prepared once, every token in absorbed form over a paged cache.
+"""The decoder in the form that generates: weights prepared once, every token over a paged cache.
 
-The latents are never expanded (DeepSeek-V2, section 2.1.2): with W_UK moved to the query and W_UV to the output, all
-heads attend to one shared sequence of R + r numbers a token:
+What attention computes there, and what a row of its cache holds, says ``decode_latent.py`` (the absorbed form, which
+never expands the latents) or ``decode_grouped.py``.
 
-    q' = q_nope W_UK ;  s = (q' . c + q_pe . k_pe) * scale ;  o = (softmax(s) c) W_UV
-
-Prompts run that way too. It costs a small model little, and a token's result then cannot depend on whether it came in
+Prompts run as steps do. It costs a small model little, and a token's result then cannot depend on whether it came in
 a prompt, in a piece of one, or as a step. Where the kernels serve, it does not depend on anything else either, to the
 bit (``numerics/decode.cpp``); plain PyTorch gives the same up to rounding.
 
-Legend: N tokens, S sequences, T tokens of one sequence, L keys, D hidden, V vocabulary, H heads, R latent rank,
-n nope dims, r rope dims, v value dims, d = n + r, e = R + r, E experts, K chosen, I expert width.
+Legend: N tokens, D hidden, V vocabulary, E experts, K chosen, A assignments, I expert width.
 """
 
 from __future__ import annotations
@@ -22,17 +19,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from shenhong.errors import ModelError
-from shenhong.model.attention import LATENT_NORM_EPS, LatentAttention
+from shenhong.model.attention import LATENT_NORM_EPS, GroupedQueryAttention, LatentAttention
 from shenhong.model.block import Layer
-from shenhong.model.cache import Pools
+from shenhong.model.cache import Places, Pools
+from shenhong.model.decode_grouped import GroupedWeights
+from shenhong.model.decode_latent import LatentWeights
 from shenhong.model.decoder import Decoder
 from shenhong.model.experts import ExpertBlock, Router
 from shenhong.model.layers import FeedForward
 from shenhong.model.multitoken import MultiTokenLayer
-from shenhong.model.rope import rotate
 from shenhong.numerics import kernels_in_use, ops
 from shenhong.numerics.fused_decode import Batch, FusedLayers, pack, pack_gated, project
 
@@ -48,16 +46,10 @@ class Experts:
 
 @dataclass(frozen=True)
 class Weights:
-    """One layer's. ``down``: what reads the layer's input (queries or their latent | kv latent | rotated key)."""
+    """One layer's."""
 
     norm_D: Tensor
-    down: Tensor
-    q_norm: Tensor | None
-    q_b: Tensor | None
-    kv_norm_R: Tensor
-    uk_HnR: Tensor
-    uv_HRv: Tensor
-    out: Tensor
+    attention: LatentWeights | GroupedWeights
     mlp_norm_D: Tensor
     dense: tuple[Tensor, Tensor] | None  # gate_up, down of the dense block or the shared expert
     experts: Experts | None
@@ -82,8 +74,8 @@ class PreparedDecoder:
     @torch.no_grad()
     def __init__(self, decoder: Decoder, dtype: torch.dtype = torch.float32) -> None:
         config = decoder.config
-        if config.attention != "mla":
-            raise ModelError('only attention "mla" has a latent cache to generate from')
+        if config.attention == "mha":
+            raise ModelError('attention "mha" is for training only; choose "mla" or "gqa"')
         self.config, self.dtype = config, dtype
         self.device = decoder.head_weight.device
         self.cos, self.sin = decoder.cos.contiguous(), decoder.sin.contiguous()
@@ -93,8 +85,7 @@ class PreparedDecoder:
             self.head = decoder.head_weight.to(dtype, copy=True)
         self.norm_D = decoder.model.norm.weight.clone()
         layers = [layer for layer in decoder.model.layers if isinstance(layer, Layer)]
-        self.rows = [_attention(layer).cache_row for layer in layers]
-        self.scale = _attention(layers[0]).scale
+        self.rows: list[int] = [layer.self_attn.cache_row for layer in layers]
         self.layers = [self._prepare(layer) for layer in layers]
         self.trunk = config.num_hidden_layers
         self.join: Join | None = None
@@ -106,24 +97,17 @@ class PreparedDecoder:
                 last.shared_head.norm.weight.clone(),
             )
         self.fused: FusedLayers | None = None
-        if self.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
+        kernels = config.attention == "mla" and dtype in (torch.float32, torch.bfloat16)
+        if kernels and self.device.type == "cpu":
             self._fuse()
 
     def _prepare(self, layer: Layer) -> Weights:
-        config, attention = self.config, _attention(layer)
-
         def cast(*matrices: Tensor) -> Tensor:
             return torch.cat([m.detach() for m in matrices]).to(self.dtype)
 
         def feed_forward(block: FeedForward) -> tuple[Tensor, Tensor]:
             return cast(block.gate_proj.weight, block.up_proj.weight), cast(block.down_proj.weight)
 
-        low_rank = config.q_lora_rank is not None
-        queries = attention.q_a_proj if low_rank else attention.q_proj
-        kv_b = cast(attention.kv_b_proj.weight)
-        uk, uv = kv_b.view(config.num_attention_heads, -1, config.kv_lora_rank).split(
-            [config.qk_nope_head_dim, config.v_head_dim], dim=1
-        )
         dense, experts = None, None
         if isinstance(layer.mlp, ExpertBlock):
             stacked = layer.mlp.experts
@@ -136,13 +120,7 @@ class PreparedDecoder:
             dense = feed_forward(layer.mlp)
         return Weights(
             norm_D=layer.input_layernorm.weight.detach().clone(),
-            down=cast(queries.weight, attention.kv_a_proj_with_mqa.weight),
-            q_norm=attention.q_a_layernorm.weight.detach().clone() if low_rank else None,
-            q_b=cast(attention.q_b_proj.weight) if low_rank else None,
-            kv_norm_R=attention.kv_a_layernorm.weight.detach().clone(),
-            uk_HnR=uk.contiguous(),
-            uv_HRv=uv.transpose(1, 2).contiguous(),
-            out=cast(attention.o_proj.weight),
+            attention=_attention(layer.self_attn, self.dtype),
             mlp_norm_D=layer.post_attention_layernorm.weight.detach().clone(),
             dense=dense,
             experts=experts,
@@ -194,52 +172,17 @@ class PreparedDecoder:
         if self.fused:
             return self.fused.run(x_ND, self.embedding, batch, pools.layers, layers, norm_D)
         x_ND = self._embed(batch) if x_ND is None else x_ND
-        places = _Places(batch, pools.page, self.device)
+        places = Places(batch, pools.page, self.device)
         positions = places.positions_N
         cos, sin = self.cos[positions], self.sin[positions]
         for number in layers:
             weights, pool = self.layers[number], pools.layers[number].flatten(0, 1)
-            q_NHd, row_Ne = self._project(weights, x_ND, cos, sin)
-            pool[places.slots_N] = row_Ne
-            x_ND = x_ND + self._attend(weights, q_NHd, pool, places)
+            u_ND = ops.rms_norm(x_ND, weights.norm_D, self.config.rms_norm_eps)
+            query, row = weights.attention.project(u_ND, cos, sin)
+            pool[places.slots_N] = row
+            x_ND = x_ND + weights.attention.attend(query, pool, places)
             x_ND = self._feed_forward(weights, x_ND)
         return ops.rms_norm(x_ND, norm_D, self.config.rms_norm_eps)
-
-    # ---------------------------------------------------------------- parts of a layer in PyTorch
-
-    def _project(
-        self, weights: Weights, x_ND: Tensor, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(queries [N, H, e] absorbed, rotated and scaled; cache rows [N, e])."""
-        config = self.config
-        R, r, H = config.kv_lora_rank, config.qk_rope_head_dim, config.num_attention_heads
-        u_ND = ops.rms_norm(x_ND, weights.norm_D, config.rms_norm_eps)
-        down = F.linear(u_ND, weights.down)
-        q, c_NR, k_rope_Nr = down.split([down.shape[1] - R - r, R, r], dim=-1)
-        if weights.q_b is not None:
-            assert weights.q_norm is not None
-            q = F.linear(ops.rms_norm(q, weights.q_norm, LATENT_NORM_EPS), weights.q_b)
-        c_NR = ops.rms_norm(c_NR, weights.kv_norm_R, LATENT_NORM_EPS)
-        q_nope, q_pe = q.unflatten(-1, (H, -1)).split([config.qk_nope_head_dim, r], dim=-1)
-        q_latent_NHR = torch.bmm(q_nope.transpose(0, 1), weights.uk_HnR).transpose(0, 1)
-        q_pe = rotate(q_pe, cos[:, None], sin[:, None])
-        query = torch.cat((q_latent_NHR, q_pe), dim=-1) * self.scale
-        return query, torch.cat((c_NR, rotate(k_rope_Nr, cos, sin)), dim=-1)
-
-    def _attend(self, weights: Weights, query_NHe: Tensor, pool: Tensor, places: _Places) -> Tensor:
-        """Attention output [N, D]; groups of sequences with equally many new tokens run together."""
-        N, H, R = *query_NHe.shape[:2], self.config.kv_lora_rank
-        o_NHR = query_NHe.new_empty(N, H, R)
-        for tokens_ST, slots_SL, mask_STL in places.groups:
-            S, T = tokens_ST.shape
-            past_SLe = pool[slots_SL]
-            query = query_NHe[tokens_ST].flatten(1, 2)
-            # The cache comes first: with it transposed, the library would copy all of it.
-            scores = torch.bmm(past_SLe, query.mT).mT.reshape(S, T, H, -1) + mask_STL[:, :, None]
-            share = scores.softmax(dim=-1).to(self.dtype).flatten(1, 2)
-            o_NHR[tokens_ST] = torch.bmm(share, past_SLe[..., :R]).view(S, T, H, R)
-        o_NHv = torch.bmm(o_NHR.transpose(0, 1), weights.uv_HRv).transpose(0, 1)
-        return F.linear(o_NHv.reshape(N, -1), weights.out)
 
     def _feed_forward(self, weights: Weights, x_ND: Tensor) -> Tensor:
         u_ND = ops.rms_norm(x_ND, weights.mlp_norm_D, self.config.rms_norm_eps)
@@ -286,10 +229,11 @@ class PreparedDecoder:
                 "groups": config.n_group,
                 "kept_groups": config.topk_group,
                 "normalise": int(config.norm_topk_prob),
+                "softmax": int(config.scoring_func == "softmax"),
                 "scaling": config.scaling_factor,
                 "eps": config.rms_norm_eps,
                 "latent_eps": LATENT_NORM_EPS,
-                "scale": self.scale,
+                "scale": self.layers[0].attention.scale,
                 "cosine": self.cos,
                 "sine": self.sin,
             },
@@ -307,14 +251,8 @@ class PreparedDecoder:
     def _packed(self, weights: Weights) -> dict[str, Tensor | int | None]:
         experts, (gate_up, down) = weights.experts, weights.dense or (None, None)
         return {
+            **weights.attention.packed(),
             "norm": weights.norm_D,
-            "down": pack(weights.down),
-            "q_norm": weights.q_norm,
-            "q_b": None if weights.q_b is None else pack(weights.q_b),
-            "kv_norm": weights.kv_norm_R,
-            "uk": pack(weights.uk_HnR.mT),
-            "uv": pack(weights.uv_HRv.mT),
-            "out": pack(weights.out),
             "mlp_norm": weights.mlp_norm_D,
             "dense_gate_up": None if gate_up is None else pack_gated(gate_up),
             "dense_down": None if down is None else pack(down),
@@ -326,34 +264,11 @@ class PreparedDecoder:
         }
 
 
-def _attention(layer: Layer) -> LatentAttention:
-    assert isinstance(layer.self_attn, LatentAttention)
-    return layer.self_attn
-
-
-class _Places:
-    """Where a batch's tokens and keys lie, for PyTorch's indexing: one group per number of new tokens."""
-
-    def __init__(self, batch: Batch, page: int, device: torch.device) -> None:
-        _, positions, starts, tables = batch
-        counts = np.diff(starts)
-        sequence = np.repeat(np.arange(len(counts)), counts)
-        slots = tables[sequence, positions // page].astype(np.int64) * page + positions % page
-        self.positions_N = torch.from_numpy(positions.astype(np.int64)).to(device)
-        self.slots_N = torch.from_numpy(slots).to(device)
-        self.groups: list[tuple[Tensor, Tensor, Tensor]] = []
-        for T in np.unique(counts):
-            members = np.flatnonzero(counts == T)
-            tokens = starts[members, None] + np.arange(T)
-            seen = positions[tokens]
-            keys = np.arange(seen.max() + 1)
-            # A shorter sequence's table may end early: its keys past the end are masked.
-            column = np.minimum(keys // page, tables.shape[1] - 1)
-            past = np.maximum(tables[members][:, column], 0).astype(np.int64) * page + keys % page
-            past = np.where(keys <= seen[:, -1:], past, past[:, :1])
-            mask = np.where(keys <= seen[..., None], 0.0, -np.inf).astype(np.float32)
-            group = (tokens.astype(np.int64), past, mask)
-            self.groups.append(tuple(torch.from_numpy(a).to(device) for a in group))  # type: ignore[arg-type]
+def _attention(attention: nn.Module, dtype: torch.dtype) -> LatentWeights | GroupedWeights:
+    if isinstance(attention, GroupedQueryAttention):
+        return GroupedWeights.of(attention, dtype)
+    assert isinstance(attention, LatentAttention)
+    return LatentWeights.of(attention, dtype)
 
 
 def route(experts: Experts, u_ND: Tensor) -> Tensor:

@@ -69,14 +69,14 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Matrices and embeddings normal(0, initializer_range), norms one, selection biases zero.
+        """Matrices and embeddings normal(0, initializer_range), norms one, biases zero.
 
         Every tensor has a stream named by the seed and its own name, so two models that differ in one part
         begin equal in all the others.
         """
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
                 continue
             digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
             stream = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

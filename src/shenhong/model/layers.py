@@ -1,4 +1,4 @@
-"""The three smallest parts: a matrix without bias, RMSNorm, and the SwiGLU feed-forward block.
+"""The three smallest parts: a matrix, RMSNorm, and the SwiGLU feed-forward block.
 
 Parameters are fp32 masters; a part casts its matrix to the dtype of what it is given, so that the same
 module computes in fp32 or bf16. Legend: N tokens, D hidden, I inner width.
@@ -14,14 +14,16 @@ from shenhong.numerics import ops
 
 
 class Matrix(nn.Module):
-    """y = x W^T with W [rows, columns]; no bias, as everywhere in DeepSeek-V3."""
+    """y = x W^T with W [rows, columns]; no bias, but where Qwen2 has one."""
 
-    def __init__(self, columns: int, rows: int) -> None:
+    def __init__(self, columns: int, rows: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, columns))
+        self.bias = nn.Parameter(torch.zeros(rows)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
 
 
 class Norm(nn.Module):

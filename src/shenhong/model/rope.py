@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from shenhong.model.config import ModelConfig, Yarn
+from shenhong.model.config import Llama3Rope, LinearRope, ModelConfig, Yarn
 
 
 def magnitude(factor: float, mscale: float) -> float:
@@ -19,28 +19,35 @@ def magnitude(factor: float, mscale: float) -> float:
 
 
 def softmax_scale(config: ModelConfig) -> float:
-    """(nope + rope)^-0.5, times m^2 where YaRN asks for it (DeepSeek-V3's mscale_all_dim)."""
+    """(width of a query)^-0.5, times m^2 where YaRN asks for it (DeepSeek-V3's mscale_all_dim)."""
     scale = config.qk_head_dim**-0.5
     yarn = config.rope_scaling
-    if yarn is not None and yarn.mscale_all_dim:
+    if isinstance(yarn, Yarn) and yarn.mscale_all_dim:
         scale *= magnitude(yarn.factor, yarn.mscale_all_dim) ** 2
     return scale
 
 
 def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and sin, each [max_position_embeddings, r/2] fp32, YaRN's amplitude included."""
-    r = config.qk_rope_head_dim
+    r, scaling = config.rotary_dim, config.rope_scaling
     wavelength = config.rope_theta ** (torch.arange(0, r, 2, dtype=torch.float32) / r)
     frequency, amplitude = 1.0 / wavelength, 1.0
-    if config.rope_scaling is not None:
-        yarn = config.rope_scaling
-        keep = _extrapolated_share(yarn, r, config.rope_theta)
-        frequency = frequency * keep + (1.0 / (yarn.factor * wavelength)) * (1 - keep)
-        if yarn.mscale and yarn.mscale_all_dim:
-            amplitude = magnitude(yarn.factor, yarn.mscale)
-            amplitude /= magnitude(yarn.factor, yarn.mscale_all_dim)
+    if isinstance(scaling, Yarn):
+        keep = _extrapolated_share(scaling, r, config.rope_theta)
+        frequency = frequency * keep + (1.0 / (scaling.factor * wavelength)) * (1 - keep)
+        if scaling.mscale and scaling.mscale_all_dim:
+            amplitude = magnitude(scaling.factor, scaling.mscale)
+            amplitude /= magnitude(scaling.factor, scaling.mscale_all_dim)
         else:
-            amplitude = magnitude(yarn.factor, 1.0)
+            amplitude = magnitude(scaling.factor, 1.0)
+    elif isinstance(scaling, Llama3Rope):
+        # Turns within the original context decide: slow pairs are stretched, fast ones are not.
+        turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
+        span = scaling.high_freq_factor - scaling.low_freq_factor
+        keep = ((turns - scaling.low_freq_factor) / span).clamp(0, 1)
+        frequency = frequency * keep + frequency / scaling.factor * (1 - keep)
+    elif isinstance(scaling, LinearRope):
+        frequency = frequency / scaling.factor
     angle = torch.arange(config.max_position_embeddings, dtype=torch.float32)[:, None] * frequency
     return angle.cos() * amplitude, angle.sin() * amplitude
 
