@@ -527,6 +527,7 @@ def test_impossible_requests(
         (["generate", "x", "y", "--n", "0"], "argument --n: 0 is below one"),
         (["generate", "x", "y", "--n", "few"], "argument --n: few is not a number"),
         (["generate", "x", "y", "--form", "五绝诗"], "did you mean 五绝?"),
+        (["generate", "x", "y", "--rhyme", "阴"], "--rhyme 阴: no rhyme of the 平水韵"),
         (["generate", "x", "y", "--tempreture", "1"], "did you mean --temperature?"),
         (["generate", "x", "y", "z"], "unknown argument z"),
         (["generate", "x"], "required: prompt; see 'shenhong generate --help'"),

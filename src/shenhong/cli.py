@@ -172,6 +172,9 @@ def parser() -> argparse.ArgumentParser:
         default=None,
         help="verse form asked of the poet",
     )
+    gen.add_argument(
+        "--rhyme", metavar="韵", default=None, help="rhyme asked of the poet, as in 阳 or 尤"
+    )
     gen.add_argument("--n", type=_count, default=1, help="number of answers")
     gen.add_argument(
         "--temperature", type=float, default=0.8, help="0 takes the likeliest token each time"
@@ -364,8 +367,22 @@ def train(options: argparse.Namespace) -> None:
         print(pipeline.summary(run_path))
 
 
+def _rhyme(name: str | None) -> str | None:
+    """How the poet is asked for a rhyme of the 平水韵. Error: UsageError."""
+    if name is None:
+        return None
+    from shenhong.corpus.verse import asked_rhyme
+    from shenhong.prosody import pingshui
+
+    groups = [group.name for group in pingshui().groups]
+    if name not in groups and name not in {group[-1] for group in groups}:
+        some = "".join(group[-1] for group in groups[:30])
+        raise UsageError(f"--rhyme {name}: no rhyme of the 平水韵; the level ones are {some}")
+    return asked_rhyme(name)
+
+
 def generate(options: argparse.Namespace) -> None:
-    prompt = f"{options.form} {options.prompt}" if options.form else options.prompt
+    prompt = " ".join(filter(None, (options.form, options.prompt, _rhyme(options.rhyme))))
     answers = _answers(
         options.model,
         [prompt] * options.n,

@@ -94,8 +94,10 @@ def test_verse_end_to_end(tmp_path):
     assert trad["form"] == "五绝" and trad["title"] == "题0" and trad["author"] == "谁"
     for row in everything.values():
         assert len(row["text"]) == len(row["prosody_text"])
-        assert row["prompt"] in (row["title"], f"{row['form']} {row['title']}")
-    formless = sum(row["prompt"] == row["title"] for row in everything.values())
+        asked, _, rhyme = row["prompt"].partition(" 押")
+        assert asked in (row["title"], f"{row['form']} {row['title']}")
+        assert not rhyme or row in parts["train"]
+    formless = sum(row["prompt"].startswith(row["title"]) for row in everything.values())
     assert 0.05 < formless / len(everything) < 0.16
     assert not list((tmp_path / "out").glob(".*"))
     steps = {step["step"]: step for step in report["steps"]}
@@ -108,6 +110,21 @@ def test_verse_end_to_end(tmp_path):
     example = steps["near duplicates"]["examples"]["almost the same as another"][0]
     assert {example["id"], example["other_id"]} == {"the near", "p00011"}
     assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8")) == report
+
+
+def test_half_of_the_training_poems_are_asked_for_with_their_rhyme(tmp_path):
+    rhyming = poem(random.Random(3), 5, 4)
+    rows = [
+        {**row, "title": "题"} for row in records(2000) if len(row["paragraphs"]) == len(rhyming)
+    ]
+    for row in rows:
+        text = row["paragraphs"]
+        row["paragraphs"] = f"{text[:10]}流{text[11:-2]}樓。"
+    run(tmp_path, rows, near_duplicate=1.0, leak_overlap=1.0)
+    parts = read(tmp_path / "out")
+    named = [row["prompt"].endswith(" 押尤韵") for row in parts["train"]]
+    assert len(named) > 300 and 0.4 < sum(named) / len(named) < 0.6
+    assert not any("押" in row["prompt"] for row in parts["valid"] + parts["test"])
 
 
 def test_the_result_does_not_depend_on_the_order_of_reading(tmp_path, monkeypatch):

@@ -68,7 +68,27 @@ def test_titles_are_short_and_stable(raw):
     assert len(clean) <= 16 and clean == clean.strip() and "\n" not in clean
 
 
-def test_prompts():
-    assert verse.prompt("五绝", "长城", 0.5, SETTINGS) == "五绝 长城"
-    assert verse.prompt("五绝", "长城", 0.05, SETTINGS) == "长城"
-    assert verse.prompt("五绝", "", 0.05, SETTINGS) == "五绝"
+POEM = verse.Poem(
+    "五绝",
+    "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。",
+    "白日依山盡，黃河入海流。欲窮千里目，更上一層樓。",
+)
+
+
+@pytest.mark.parametrize(
+    ("about", "form", "rhyme", "asked"),
+    [
+        ("登鹳雀楼", 0.5, 0.9, "五绝 登鹳雀楼"),
+        ("登鹳雀楼", 0.05, 0.9, "登鹳雀楼"),
+        ("", 0.05, 0.9, "五绝"),
+        ("登鹳雀楼", 0.5, 0.1, "五绝 登鹳雀楼 押尤韵"),
+        ("登鹳雀楼", 0.05, 0.1, "登鹳雀楼 押尤韵"),
+    ],
+)
+def test_prompts(about, form, rhyme, asked):
+    assert verse.prompt(POEM, about, form, rhyme, SETTINGS) == asked
+
+
+def test_a_poem_that_does_not_rhyme_is_asked_for_without():
+    blank = POEM._replace(original=POEM.original.replace("樓", "山"))
+    assert verse.prompt(blank, "登鹳雀楼", 0.5, 0.1, SETTINGS) == "五绝 登鹳雀楼"

@@ -118,9 +118,10 @@ def _stage(
             originals = _normalise(batch, settings, steps["normalise"])
             with steps["shape"] as step:
                 step.records += len(batch["id"])
-                chances = split.chances(batch["id"], seed, "form")
-                shape = _poems if settings.kind == "verse" else _documents
-                passed = shape(batch, originals, chances, settings, step)
+                if settings.kind == "verse":
+                    passed = _poems(batch, originals, settings, seed, step)
+                else:
+                    passed = _documents(batch, settings, step)
             if not passed["id"]:
                 continue
             with steps["exact"]:
@@ -152,9 +153,7 @@ def _normalise(batch: Columns, settings: CorpusSettings, step: Step) -> list[str
     return originals
 
 
-def _documents(
-    batch: Columns, originals: list[str], chances: np.ndarray, settings: CorpusSettings, step: Step
-) -> Columns:
+def _documents(batch: Columns, settings: CorpusSettings, step: Step) -> Columns:
     """The documents that pass the rules."""
     passed: Columns = {"id": [], "prompt": [], "text": []}
     for name, text in zip(batch["id"], batch["text"], strict=True):
@@ -169,12 +168,18 @@ def _documents(
 
 
 def _poems(
-    batch: Columns, originals: list[str], chances: np.ndarray, settings: CorpusSettings, step: Step
+    batch: Columns, originals: list[str], settings: CorpusSettings, seed: int, step: Step
 ) -> Columns:
     """The clean poems of regulated shape, with form, title and prompt."""
     passed: Columns = {name: [] for name in ("id", "prompt", "text", *_VERSE)}
-    rows = zip(batch["id"], batch["text"], originals, batch["title"], batch["author"], strict=True)
-    for (name, text, original, heading, author), chance in zip(rows, chances, strict=True):
+    ids = batch["id"]
+    forms, rhymes = split.chances(ids, seed, "form"), split.chances(ids, seed, "rhyme")
+    # Whoever asks for a poem need not name its rhyme, so what is measured is the poem without.
+    rhymes[split.parts(ids, seed, settings.held_out) != split.TRAIN] = 1.0
+    rows = zip(
+        ids, batch["text"], originals, batch["title"], batch["author"], forms, rhymes, strict=True
+    )
+    for name, text, original, heading, author, form, rhyme in rows:
         poem = verse.shape(text, original)
         if isinstance(poem, str):
             step.drop(poem, name, text)
@@ -182,7 +187,7 @@ def _poems(
         if poem.text != text.replace("\n", ""):
             step.change(name, text, poem.text)
         about = verse.title(heading, settings.title_characters)
-        prompt = verse.prompt(poem.form, about, chance, settings)
+        prompt = verse.prompt(poem, about, form, rhyme, settings)
         row = (name, prompt, poem.text, poem.form, about, author, poem.original)
         for column, value in zip(passed.values(), row, strict=True):
             column.append(value)

@@ -75,7 +75,13 @@ class CorpusSettings(BaseModel):
         0.1,
         ge=0,
         le=1,
-        description="share of poems asked for by their title alone (kind verse)",
+        description="share of poems asked for without their form (kind verse)",
+    )
+    rhymed: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of training poems whose rhyme is asked for too, if they have one (kind verse)",
     )
     title_characters: int = Field(
         16, ge=1, le=64, description="longer titles are cut to this length (kind verse)"

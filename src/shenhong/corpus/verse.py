@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from shenhong.corpus.settings import CorpusSettings
 from shenhong.normalise import IDEOGRAPH
+from shenhong.prosody import rhyme_of
 
 FORMS = {(5, 4): "五绝", (7, 4): "七绝", (5, 8): "五律", (7, 8): "七律"}
 """(characters a line, lines) -> form."""
@@ -85,8 +86,21 @@ def title(raw: str, longest: int) -> str:
     return text.strip()
 
 
-def prompt(form: str, about: str, chance: float, settings: CorpusSettings) -> str:
-    """What is asked for: form and title; the title alone where `chance`, in [0, 1), is small."""
-    if not about:
-        return form
-    return about if chance < settings.formless else f"{form} {about}"
+def prompt(poem: Poem, about: str, form: float, rhyme: float, settings: CorpusSettings) -> str:
+    """What is asked for, as in "七绝 长城 押阳韵": form, title and rhyme.
+
+    `form` and `rhyme`, in [0, 1), are drawn for this poem. The form is left out where the first is small, the
+    rhyme is named where the second is: told now and then which characters end the lines, a model soon learns
+    which ones rhyme, and then to look for those of its own lines.
+    """
+    named = [] if about and form < settings.formless else [poem.form]
+    if about:
+        named.append(about)
+    if rhyme < settings.rhymed and (group := rhyme_of(poem.original, "traditional")):
+        named.append(asked_rhyme(group))
+    return " ".join(named)
+
+
+def asked_rhyme(group: str) -> str:
+    """ "押阳韵", for the group 七阳 or its last character."""
+    return f"押{group[-1]}韵"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from shenhong.evaluate.metrics import mean, shuffled
-from shenhong.evaluate.prosody import FORMS, Verse, analyse
+from shenhong.prosody import FORMS, Verse, analyse
 
 _PUNCTUATION = "，。；？！、：\n "
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shenhong.evaluate.prosody import FORMS, UNKNOWN, analyse, form_of
+from shenhong.prosody import FORMS, UNKNOWN, analyse, form_of
 
 
 def verse_part(text: str, asked: str) -> dict[str, Any] | None:

@@ -181,6 +181,15 @@ def form_of(text: str) -> str | None:
     return form
 
 
+def rhyme_of(text: str, script: Script = "simplified") -> str | None:
+    """The group, as in 七阳, that all even lines of a poem end in; a level one where there is a choice."""
+    table = pingshui()
+    found = _best(
+        _shared_groups((line[-1] for line in split_lines(text)[0][1::2]), table, script), table
+    )
+    return None if found is None else table.groups[found].name
+
+
 def analyse(
     text: str,
     form: str | None = None,
@@ -205,7 +214,7 @@ def analyse(
     misses = _misses(tones)
     scores = tuple(0.0 if miss else 1.0 for miss in misses)
     shared = _shared_groups((line[-1] for line in lines[1::2]), table, script)
-    best = min(shared, key=lambda n: (table.groups[n].tone != "平", n)) if shared else None
+    best = _best(shared, table)
     first = bool(shared & table.readings(lines[0][-1], script))
     return Verse(
         form=found,
@@ -228,6 +237,10 @@ def analyse(
 def _shared_groups(ends: Iterable[str], table: Pingshui, script: Script) -> frozenset[int]:
     """The rhyme groups that all the line ends have."""
     return frozenset.intersection(*(table.readings(end, script) for end in ends))
+
+
+def _best(shared: frozenset[int], table: Pingshui) -> int | None:
+    return min(shared, key=lambda n: (table.groups[n].tone != LEVEL, n)) if shared else None
 
 
 def _misses(tones: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shenhong.evaluate.metrics import shuffled
-from shenhong.evaluate.prosody import FORMS, analyse, form_of, pingshui
+from shenhong.prosody import FORMS, analyse, form_of, pingshui
 from shenhong.evaluate.verse import measure
 from tests.evaluate.run_folder import ROOT
 
