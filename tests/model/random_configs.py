@@ -50,6 +50,17 @@ def random_config(seed: int, **fixed) -> ModelConfig:
     return ModelConfig(**(values | fixed))
 
 
+def random_v2_config(seed: int, **fixed) -> ModelConfig:
+    """The same with DeepSeek-V2's router, its choice limited to groups wherever there are several."""
+    groups = fixed.get("n_group", random_config(seed).n_group)
+    v2 = {
+        "scoring_func": "softmax",
+        "topk_method": "group_limited_greedy" if groups > 1 else "greedy",
+        "norm_topk_prob": False,
+    }
+    return random_config(seed, **(v2 | fixed))
+
+
 @torch.no_grad()
 def random_decoder(config: ModelConfig, seed: int) -> Decoder:
     """A decoder with weights large enough to matter, random norms and random selection biases."""
@@ -63,6 +74,8 @@ def random_decoder(config: ModelConfig, seed: int) -> Decoder:
     decoder.model.embed_tokens.weight.mul_(3)
     for router in decoder.routers:
         bias = router.e_score_correction_bias
+        if not config.has_selection_bias:
+            continue
         bias.copy_(0.2 * torch.randn(bias.shape, generator=stream))
     return decoder
 

@@ -1,4 +1,4 @@
-"""The decoder against transformers' DeepseekV3ForCausalLM: logits and every gradient, fp32.
+"""The decoder against transformers' DeepSeek-V3 and DeepSeek-V2: logits and every gradient, fp32.
 
 Weights and biases are random everywhere. A draw in which some token's choice of experts hangs on less than 1e-5 is
 drawn again: there two correct programs may choose differently.
@@ -8,23 +8,41 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+from transformers import (
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    PreTrainedModel,
+)
 
 from shenhong.model import Decoder, ModelConfig
 from shenhong.model.hf_config import to_hf
 from shenhong.numerics import Documents
-from tests.model.random_configs import random_config, random_decoder, random_tokens
+from tests.model.random_configs import (
+    random_config,
+    random_decoder,
+    random_tokens,
+    random_v2_config,
+)
 
 ROWS, LENGTH = 3, 13
 TOLERANCE = 1e-4
 MARGIN = 1e-5
 
 
-def reference_model(decoder: Decoder) -> DeepseekV3ForCausalLM:
+THEIRS = {
+    "deepseek_v3": (DeepseekV3Config, DeepseekV3ForCausalLM),
+    "deepseek_v2": (DeepseekV2Config, DeepseekV2ForCausalLM),
+}
+
+
+def reference_model(decoder: Decoder) -> PreTrainedModel:
     values = to_hf(decoder.config)
     for name in ("architectures", "rope_theta", "rope_scaling", "torch_dtype", "dtype"):
         values.pop(name)
-    model = DeepseekV3ForCausalLM(DeepseekV3Config(**values, attn_implementation="eager"))
+    their_config, their_model = THEIRS[values.pop("model_type")]
+    model = their_model(their_config(**values, attn_implementation="eager"))
     ours = {name: tensor for name, tensor in decoder.state_dict().items()}
     if decoder.config.tie_word_embeddings:
         ours["lm_head.weight"] = ours["model.embed_tokens.weight"]
@@ -53,7 +71,8 @@ def choice_margin(decoder: Decoder, tokens_N: torch.Tensor, docs: Documents) -> 
         biased = outputs[0] + router.e_score_correction_bias
         if config.n_group > 1:
             grouped = biased.unflatten(1, (config.n_group, -1))
-            group_scores = grouped.topk(2, dim=-1).values.sum(-1)
+            best = 2 if config.has_selection_bias else 1
+            group_scores = grouped.topk(best, dim=-1).values.sum(-1)
             gap_of(group_scores, config.topk_group)
             kept = group_scores.topk(config.topk_group, dim=1).indices
             biased = grouped.gather(1, kept[..., None].expand(-1, -1, grouped.shape[2])).flatten(1)
@@ -105,6 +124,11 @@ def test_logits_and_gradients(seed):
     check(random_config(seed), seed)
 
 
+@pytest.mark.parametrize("seed", range(24))
+def test_logits_and_gradients_of_deepseek_v2(seed):
+    check(random_v2_config(seed), seed)
+
+
 def test_the_draws_cover_every_choice():
     configs = [random_config(seed) for seed in range(40)]
     for name in ("q_lora_rank", "n_group", "n_shared_experts", "rope_scaling", "norm_topk_prob"):
@@ -112,6 +136,9 @@ def test_the_draws_cover_every_choice():
     assert len({c.tie_word_embeddings for c in configs}) == 2
     assert any(not c.expert_layers for c in configs) and any(c.expert_layers for c in configs)
     assert any(c.n_group > c.topk_group for c in configs)
+    older = [c for c in map(random_v2_config, range(24)) if c.expert_layers]
+    assert {c.topk_method for c in older} == {"greedy", "group_limited_greedy"}
+    assert any(c.n_group > c.topk_group for c in older)
 
 
 def test_a_wrong_selection_bias_is_noticed():

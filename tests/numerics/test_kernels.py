@@ -153,16 +153,17 @@ def test_experts(n, experts, k, dim, width, dtype):
     groups=st.sampled_from([1, 2, 4]),
     size=st.integers(1, 5),
     seed=st.integers(0, 9),
+    by_best=st.booleans(),
 )
 @few
-def test_selection_with_many_ties(n, groups, size, seed):
+def test_selection_with_many_ties(n, groups, size, seed, by_best):
     torch.manual_seed(seed)
     experts, kept = groups * size, (groups + 1) // 2
     scores = torch.randint(0, 4, (n, experts)) / 4
     bias = torch.randint(0, 3, (experts,)) / 4
     k = min(3, kept * size)
-    ours = ops.select_experts(scores, bias, k, groups, kept)
-    assert ours.equal(reference.select_experts(scores, bias, k, groups, kept))
+    ours = ops.select_experts(scores, bias, k, groups, kept, by_best)
+    assert ours.equal(reference.select_experts(scores, bias, k, groups, kept, by_best))
 
 
 @pytest.mark.parametrize("enabled", [True, False])

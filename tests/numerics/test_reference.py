@@ -115,17 +115,18 @@ def test_experts_are_the_gated_sum_of_feed_forwards():
         torch.testing.assert_close(y[i], total)
 
 
+@pytest.mark.parametrize("best", [1, 2])
 @pytest.mark.parametrize("groups,kept", [(1, 1), (4, 2), (4, 1), (2, 2)])
-def test_selection_follows_the_paper(groups, kept):
+def test_selection_follows_the_paper(groups, kept, best):
     torch.manual_seed(groups)
     scores, bias = torch.rand(50, 16), torch.randn(16) * 0.2
-    chosen = reference.select_experts(scores, bias, 3, groups, kept)
+    chosen = reference.select_experts(scores, bias, 3, groups, kept, by_best=best == 1)
     total = (scores + bias).tolist()
     for n in range(50):
         size = 16 // groups
-        sums = [sum(sorted(total[n][g * size : (g + 1) * size])[-2:]) for g in range(groups)]
-        best = sorted(range(groups), key=lambda g: (-sums[g], g))[:kept]
-        eligible = [e for e in range(16) if e // size in best]
+        sums = [sum(sorted(total[n][g * size : (g + 1) * size])[-best:]) for g in range(groups)]
+        kept_groups = sorted(range(groups), key=lambda g: (-sums[g], g))[:kept]
+        eligible = [e for e in range(16) if e // size in kept_groups]
         assert chosen[n].tolist() == sorted(eligible, key=lambda e: (-total[n][e], e))[:3]
 
 

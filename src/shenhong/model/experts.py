@@ -1,7 +1,8 @@
 """The expert block: a router, many small experts, and a shared expert that every token passes.
 
 DeepSeek-V3, eq. 12-16: s = sigmoid(u e^T); the K experts of best s + b are chosen, b steering the choice only;
-gates are the chosen s, normalised to one, times the routed scaling factor.
+gates are the chosen s, normalised to one, times the routed scaling factor. DeepSeek-V2 (arXiv 2405.04434, eq. 20-22)
+has s = softmax(u e^T), no bias, and gates that are not normalised.
 
 Legend: N tokens, D hidden, E experts, K chosen, I expert width.
 """
@@ -44,19 +45,28 @@ class Router(nn.Module):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
-        # A buffer, not a parameter: no gradient ever moves it.
-        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
+        # A buffer, not a parameter: no gradient ever moves it. Where the router has none it stays zero and unsaved.
+        self.register_buffer(
+            "e_score_correction_bias",
+            torch.zeros(config.n_routed_experts),
+            persistent=config.has_selection_bias,
+        )
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(scores [N, E] fp32, chosen [N, K], gates [N, K] fp32)."""
         config = self.config
-        scores_NE = F.linear(x_ND.float(), self.weight).sigmoid()
+        scores_NE = F.linear(x_ND.float(), self.weight)
+        if config.scoring_func == "softmax":
+            scores_NE = scores_NE.softmax(dim=1)
+        else:
+            scores_NE = scores_NE.sigmoid()
         chosen_NK = ops.select_experts(
             scores_NE.detach(),
             self.e_score_correction_bias,
             config.num_experts_per_tok,
             config.n_group,
             config.topk_group,
+            by_best=not config.has_selection_bias,
         ).long()
         gates_NK = scores_NE.gather(1, chosen_NK)
         if config.norm_topk_prob:

@@ -62,9 +62,10 @@ def check() -> None:
 
         scores = torch.rand(tokens, 4, generator=generator)
         bias = normal(4, dtype=wide)
-        chosen = ops.select_experts(scores, bias, 2, 2, 1)
-        if not chosen.equal(reference.select_experts(scores, bias, 2, 2, 1)):
-            raise ArithmeticError("kernel select_experts differs from its reference")
+        for by_best in (False, True):
+            chosen = ops.select_experts(scores, bias, 2, 2, 1, by_best)
+            if not chosen.equal(reference.select_experts(scores, bias, 2, 2, 1, by_best)):
+                raise ArithmeticError("kernel select_experts differs from its reference")
         plan = ops.moe_plan(chosen, 4)
         if not all(
             torch.as_tensor(a).equal(torch.as_tensor(b))

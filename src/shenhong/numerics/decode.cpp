@@ -34,6 +34,7 @@ struct DecodeLayer {
 struct DecodeModel {
     int64_t dtype, hidden, heads, rank, nope, rope, value, q_rank;
     int64_t experts, chosen, inner, groups, kept_groups, normalise;
+    int64_t softmax;              // DeepSeek-V2's router: softmax gates, a group counted by its best expert
     int64_t page;
     double scaling, eps, latent_eps, scale;
     const float *cosine, *sine;   // [positions, r / 2]
@@ -50,7 +51,7 @@ struct DecodeBatch {
     float* x;                     // [N, D] residual stream, in and out
 };
 
-extern "C" void shenhong_select(const float*, const float*, int64_t*, int64_t, int64_t, int, int, int, int);
+extern "C" void shenhong_select(const float*, const float*, int64_t*, int64_t, int64_t, int, int, int, int, int);
 
 // A barrier that spins for a while and then lets others run: this machine may be busy.
 class Barrier {
@@ -364,11 +365,17 @@ template <class T> class Decode {
             meet(last - first, D, [&](int64_t i) { return &u[(first + i) * D]; }, layer.router + p * D * NB,
                  [&](int64_t i, const vf* sums) {
                      vf s[NV];
-                     for (int x = 0; x < NV; x++) s[x] = sigmoid(sums[x]);
+                     for (int x = 0; x < NV; x++) s[x] = m.softmax ? sums[x] : sigmoid(sums[x]);
                      put<false>(&scores[(first + i) * E + p * NB], s, E - p * NB);
                  });
+        for (int64_t i = first; i < last && m.softmax; i++) {
+            float *row = &scores[i * E], total = 0;
+            const float top = *std::max_element(row, row + E);
+            for (int64_t x = 0; x < E; x++) total += row[x] = std::exp(row[x] - top);
+            for (int64_t x = 0; x < E; x++) row[x] /= total;
+        }
         shenhong_select(&scores[first * E], layer.bias, &chosen[first * K], last - first, E, int(K), int(m.groups),
-                        int(m.kept_groups), 1);
+                        int(m.kept_groups), int(m.softmax), 1);
         for (int64_t i = first; i < last; i++) {
             float total = 0;
             for (int64_t k = 0; k < K; k++) total += gates[i * K + k] = scores[i * E + chosen[i * K + k]];

@@ -130,9 +130,10 @@ EXPORT void shenhong_place(const int64_t* chosen, int64_t assignments, int64_t e
     }
 }
 
-// The k highest of score + bias, ties to the lower index; groups are limited first when groups > 1.
+// The k highest of score + bias, ties to the lower index; groups are limited first when groups > 1, by the sum of each
+// one's best two, or by its best where by_best.
 EXPORT void shenhong_select(const float* scores, const float* bias, int64_t* chosen, int64_t tokens, int64_t experts,
-                            int k, int groups, int kept, int threads) {
+                            int k, int groups, int kept, int by_best, int threads) {
     parallel_rows(tokens, threads, [&](int64_t begin, int64_t end, int) {
         std::vector<float> total(experts), best(groups);
         const int64_t size = experts / groups;
@@ -152,7 +153,7 @@ EXPORT void shenhong_select(const float* scores, const float* bias, int64_t* cho
                             second = size > 1 ? first : 0.f, first = total[e];
                         else if (total[e] > second && size > 1)
                             second = total[e];
-                    best[g] = first + second;
+                    best[g] = by_best ? first : first + second;
                 }
                 std::vector<char> eligible(groups, 0);
                 for (int i = 0; i < kept; i++) {

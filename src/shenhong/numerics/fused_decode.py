@@ -37,7 +37,7 @@ _Layer = _struct(
 )
 _Model = _struct(
     "DecodeModel",
-    numbers="dtype hidden heads rank nope rope value q_rank experts chosen inner groups kept_groups normalise page",
+    numbers="dtype hidden heads rank nope rope value q_rank experts chosen inner groups kept_groups normalise softmax page",
     after="scaling:d eps:d latent_eps:d scale:d cosine:p sine:p layers:p",
 )
 _Batch = _struct(

@@ -36,11 +36,13 @@ def plan(chosen_NK: Tensor, experts: int) -> Plan:
     return Plan(assignment, slot, counts, tuple(bounds))
 
 
-def select(scores_NE: Tensor, bias_E: Tensor, k: int, groups: int, kept: int) -> Tensor:
+def select(
+    scores_NE: Tensor, bias_E: Tensor, k: int, groups: int, kept: int, by_best: bool
+) -> Tensor:
     """reference.select_experts by the kernel."""
     scores = scores_NE.contiguous()
     chosen = torch.empty(scores.shape[0], k, dtype=torch.int64)
-    args = (scores, bias_E.contiguous(), chosen, *scores.shape, k, groups, kept)
+    args = (scores, bias_E.contiguous(), chosen, *scores.shape, k, groups, kept, int(by_best))
     call("shenhong_select", *args, torch.get_num_threads())
     return chosen
 

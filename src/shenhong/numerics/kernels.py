@@ -56,7 +56,7 @@ SIGNATURES = {
     "shenhong_combine": "ippp" + "nnii",
     "shenhong_count": "pnnp",
     "shenhong_place": "pnnppp",
-    "shenhong_select": "ppp" + "nniiii",
+    "shenhong_select": "ppp" + "nniiiii",
     "shenhong_attention": "pi",
     "shenhong_nesterov": "ippp" + "nfi",
     "shenhong_decayed_add": "ipp" + "nffi",

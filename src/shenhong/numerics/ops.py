@@ -123,9 +123,17 @@ def cross_entropy(
 
 
 def select_experts(
-    scores_NE: Tensor, bias_E: Tensor, k: int, n_group: int = 1, topk_group: int = 1
+    scores_NE: Tensor,
+    bias_E: Tensor,
+    k: int,
+    n_group: int = 1,
+    topk_group: int = 1,
+    by_best: bool = False,
 ) -> Tensor:
-    """Indices [N, k] of the experts of highest score + bias (DeepSeek-V3 group limits), ties to the lower index."""
+    """Indices [N, k] of the experts of highest score + bias, ties to the lower index.
+
+    Group limits are DeepSeek-V3's, or DeepSeek-V2's where ``by_best`` (a group counts by its best expert alone).
+    """
     if fast(scores_NE, bias_E) and scores_NE.dtype == torch.float32:
-        return fused_experts.select(scores_NE, bias_E, k, n_group, topk_group)
-    return reference.select_experts(scores_NE, bias_E, k, n_group, topk_group)
+        return fused_experts.select(scores_NE, bias_E, k, n_group, topk_group, by_best)
+    return reference.select_experts(scores_NE, bias_E, k, n_group, topk_group, by_best)

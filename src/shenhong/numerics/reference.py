@@ -159,16 +159,23 @@ def cross_entropy(
 
 
 def select_experts(
-    scores_NE: Tensor, bias_E: Tensor, k: int, n_group: int = 1, topk_group: int = 1
+    scores_NE: Tensor,
+    bias_E: Tensor,
+    k: int,
+    n_group: int = 1,
+    topk_group: int = 1,
+    by_best: bool = False,
 ) -> Tensor:
     """The k experts of highest score + bias, best first, ties to the lower index (DeepSeek-V3, eq. 16 and 2.1.2).
 
-    With groups, only the `topk_group` groups whose two best sums of score + bias are highest stay eligible.
+    With groups, only the `topk_group` groups whose two best sums of score + bias are highest stay eligible; with
+    `by_best` those whose one best is (DeepSeek-V2, section 2.2.2).
     """
     total_NE = scores_NE + bias_E
     if n_group > 1:
         grouped = total_NE.unflatten(1, (n_group, -1))
-        best = grouped.sort(dim=-1, descending=True, stable=True).values[..., :2].sum(-1)
+        ranked = grouped.sort(dim=-1, descending=True, stable=True).values
+        best = ranked[..., : 1 if by_best else 2].sum(-1)
         kept = best.sort(dim=-1, descending=True, stable=True).indices[:, :topk_group]
         eligible = torch.zeros_like(best, dtype=torch.bool).scatter_(1, kept, True)
         total_NE = grouped.masked_fill(~eligible[..., None], float("-inf")).flatten(1)
