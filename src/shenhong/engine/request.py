@@ -68,9 +68,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Constraint:
-    """The only texts allowed: ``value`` is a JSON schema, a regular expression, or a JSON list of strings."""
+    """The only texts allowed: ``value`` is a JSON schema, a regular expression, a JSON list of strings, or a grammar.
 
-    kind: Literal["json", "regex", "choice"]
+    A grammar is written as llguidance writes them (Lark, with ``%json`` rules).
+    """
+
+    kind: Literal["json", "regex", "choice", "grammar"]
     value: str
 
 

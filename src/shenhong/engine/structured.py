@@ -1,4 +1,4 @@
-"""Texts of a prescribed form: a JSON schema, a regular expression, or one of several strings.
+"""Texts of a prescribed form: a JSON schema, a regular expression, one of several strings, or a grammar.
 
 llguidance keeps the grammar's state and says before each token which ones may come; the engine gives the others no
 chance. A text ends where the grammar allows nothing more, or with the model's eos where it allows an end.
@@ -62,6 +62,8 @@ class Grammars:
 def _grammar(constraint: Constraint) -> str:
     if constraint.kind == "regex":
         return llguidance.LLMatcher.grammar_from_regex(constraint.value)
+    if constraint.kind == "grammar":
+        return llguidance.LLMatcher.grammar_from_lark(constraint.value)
     value = json.loads(constraint.value)
     if constraint.kind == "choice":
         if not (isinstance(value, list) and value and all(isinstance(s, str) for s in value)):

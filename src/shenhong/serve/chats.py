@@ -266,16 +266,15 @@ async def _begin(
     model, begun = hub.model(target.model), time.monotonic()
     prompt, thinking = await _prompt(hub, model, branch)
     how = target.settings
-    (stream,) = await begin(
-        hub, model, owner, [Ask(prompt, how, max_tokens=how.max_tokens, thinking=thinking)]
-    )
+    ask = Ask(prompt, how, max_tokens=how.max_tokens, thinking=thinking)
+    (stream,) = await begin(hub, model, owner, [ask])
     message = answer | {
         "model": model.id,
         "settings": how.model_dump(exclude_none=True),
         "job": new_id(),
     }
     asked = branch[-1]["content"]
-    return Job(message["job"], owner, model, message, stream, thinking, asked, begun)
+    return Job(message["job"], owner, model, message, stream, ask, asked, begun)
 
 
 async def _prompt(hub: Hub, model: Served, branch: list[dict[str, Any]]) -> tuple[list[int], bool]:

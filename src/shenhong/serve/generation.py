@@ -16,13 +16,16 @@ from shenhong.serve.hub import Hub, Served
 from shenhong.serve.limits import depth_of_value
 from shenhong.serve.schemas import (
     ChatMessage,
+    ChatRequest,
     Drawing,
     ResponseFormat,
     StructuredOutputs,
     TextFormat,
     TextPart,
+    ToolCall,
 )
 from shenhong.serve.settings import Limits
+from shenhong.serve.tools import Call, Calls, Form, Offer, constraint, may_begin, offered
 
 NOTHING = Usage(0, 0, 0)
 OPENED, CLOSED = "<think>", "</think>"
@@ -30,7 +33,10 @@ OPENED, CLOSED = "<think>", "</think>"
 
 @dataclass(frozen=True)
 class Ask:
-    """One prompt and what shall follow it. `thinking`: the prompt ends inside of thinking."""
+    """One prompt and what shall follow it, and how that is read.
+
+    `thinking`: whether the prompt ends inside of thinking; None: thinking is left in the text. `offer`: the tools.
+    """
 
     prompt: list[int]
     how: Drawing
@@ -38,7 +44,8 @@ class Ask:
     n: int = 1
     logprobs: int | None = None
     constraint: Constraint | None = None
-    thinking: bool = False
+    thinking: bool | None = None
+    offer: Offer | None = None
     first: int = 0  # number of the first answer, where one call has several prompts
 
 
@@ -165,32 +172,83 @@ def plain_messages(model: Served, limits: Limits, messages: list[ChatMessage]) -
     if len(messages) > limits.max_messages:
         raise bad(f"more than {limits.max_messages} messages", "messages", "too_many")
     plain = []
+    called: dict[str, str] = {}  # names of functions by the ids of their calls
     for number, message in enumerate(messages):
         where = f"messages.{number}"
-        if message.role == "tool" or message.tool_calls or message.tool_call_id:
-            raise _no_tools(model, where)
         said: dict[str, Any] = {
             "role": "system" if message.role == "developer" else message.role,
             "content": text_of_content(message.content),
         }
         if message.reasoning_content is not None:
-            if not model.template.thinking:
-                raise bad(
-                    f"the template of {model.id} has no thinking", f"{where}.reasoning_content"
-                )
-            said["reasoning_content"] = message.reasoning_content
+            said["reasoning_content"] = thought_before(model, message.reasoning_content, where)
+        if message.role == "tool" or message.tool_calls or message.tool_call_id:
+            form_of_calls(model, where)
+        if message.tool_calls:
+            if message.role != "assistant":
+                raise bad("only the assistant calls tools", f"{where}.tool_calls")
+            said["tool_calls"] = [
+                _called(call, f"{where}.tool_calls.{n}")
+                for n, call in enumerate(message.tool_calls)
+            ]
+            called |= {call.id: call.function.name for call in message.tool_calls}
+        if message.role == "tool":
+            if message.tool_call_id not in called:
+                raise bad("it answers no call made before it", f"{where}.tool_call_id")
+            name = message.name or called[message.tool_call_id]
+            said |= {"tool_call_id": message.tool_call_id, "name": name}
+        elif message.tool_call_id:
+            raise bad("only tools answer calls", f"{where}.tool_call_id")
         plain.append(said)
     return plain
 
 
-def _no_tools(model: Served, param: str) -> Fault:
-    why = "calls of its template are not read" if model.template.tools else "its template has none"
-    return bad(f"no tools with {model.id}: {why}; leave them out", param, "tools_unsupported")
+def thought_before(model: Served, thought: str, where: str) -> str:
+    """Earlier thinking. Fault: 400 where the template has none."""
+    if not model.template.thinking:
+        raise bad(f"the template of {model.id} has no thinking", f"{where}.reasoning_content")
+    return thought
 
 
-def refuse_tools(model: Served, tools: list[Any] | None) -> None:
-    if tools:
-        raise _no_tools(model, "tools")
+def _called(call: ToolCall, where: str) -> dict[str, Any]:
+    """Templates write the arguments themselves, so they get them as an object. Fault: 400."""
+    try:
+        arguments = json.loads(call.function.arguments or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise bad("arguments are a JSON object as text", f"{where}.function.arguments")
+    return call.model_dump() | {"function": {"name": call.function.name, "arguments": arguments}}
+
+
+def form_of_calls(model: Served, param: str) -> Form:
+    """Fault: 400 where the model's template has no tools."""
+    if (form := model.template.calls) is None:
+        why = (
+            "calls of its template are not read"
+            if model.template.tools
+            else "its template has none"
+        )
+        raise bad(f"no tools with {model.id}: {why}; leave them out", param, "tools_unsupported")
+    return form
+
+
+def tools_of(model: Served, limits: Limits, body: ChatRequest) -> Offer | None:
+    """What may be called. Fault: 400 where that is nothing the model's template can say."""
+    functions = offered(body)
+    if not functions:
+        return None
+    form = form_of_calls(model, "tools")
+    for number, function in enumerate(functions):
+        _schema(limits, function.parameters or {}, f"tools.{number}.function.parameters")
+    return Offer(form, functions)
+
+
+def calls_constraint(
+    limits: Limits, offer: Offer | None, body: ChatRequest, thinking: bool
+) -> Constraint | None:
+    """The grammar of calls where the caller wants them forced or strict. Fault: 400 where it is too large."""
+    found = offer and constraint(offer, body, thinking)
+    return _sized(limits, found, "tools") if found else None
 
 
 def template_variables(model: Served, given: dict[str, Any] | None) -> dict[str, Any]:
@@ -230,7 +288,7 @@ class Thinking:
                 break
             self._say(found, before)
             self.inside, self._begun, text = not self.inside, False, after
-        held = 0 if last else _may_begin(text, tag)
+        held = 0 if last else may_begin(text, tag)
         self._say(found, text[: len(text) - held])
         self._held = text[len(text) - held :]
         return found
@@ -242,42 +300,52 @@ class Thinking:
             found.append(("reasoning" if self.inside else "text", text))
 
 
-def _may_begin(text: str, tag: str) -> int:
-    return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
-
-
 class Piece(NamedTuple):
     """Something new of one answer."""
 
     said: list[tuple[str, str]]  # ("text" or "reasoning", what)
+    calls: list[Call]
     tokens: list[int]
     logprobs: list[TokenLogprob]
     finish: str | None
     usage: Usage | None
 
 
-async def pieces(
-    model: Served, stream: Stream, thinking: bool | None
-) -> AsyncGenerator[Piece, None]:
-    """One answer as it comes; what came while the reader was busy is one piece. Errors: Fault.
-
-    `thinking`: whether it begins inside of thinking; None leaves the text as it is.
-    """
-    cut = Thinking(model.template.thinking and thinking is not None, bool(thinking))
+async def pieces(model: Served, stream: Stream, ask: Ask) -> AsyncGenerator[Piece, None]:
+    """One answer as it comes; what came while the reader was busy is one piece. Errors: Fault."""
+    cut = Thinking(model.template.thinking and ask.thinking is not None, bool(ask.thinking))
+    taken = Calls(ask.offer) if ask.offer else None
+    called = False
     async for events in stream:
         text = "".join(event.text for event in events)
-        finish = events[-1].finish if events else None
+        finish: str | None = events[-1].finish if events else None
         if finish == "error" and stream.request.constraint is not None:  # too hard to follow
-            raise bad(events[-1].error or "the constraint failed", "response_format", "constraint")
+            param = "tools" if stream.request.constraint.kind == "grammar" else "response_format"
+            raise bad(events[-1].error or "the constraint failed", param, "constraint")
         if finish == "error":
             raise Fault(500, events[-1].error or "the engine failed", code="engine_error")
+        said = cut.feed(text, last=finish is not None)
+        calls: list[Call] = []
+        if taken is not None:
+            said, calls = _without_calls(taken, said, finish is not None)
+            called = called or bool(calls)
         yield Piece(
-            cut.feed(text, last=finish is not None),
+            said,
+            calls,
             [token for event in events for token in event.tokens],
             [logprob for event in events for logprob in event.logprobs],
-            finish,
+            "tool_calls" if called and finish == "stop" else finish,
             events[-1].usage if events else None,
         )
+
+
+def _without_calls(
+    taken: Calls, said: list[tuple[str, str]], last: bool
+) -> tuple[list[tuple[str, str]], list[Call]]:
+    """Calls stand in the text, never in thinking."""
+    rest = [part for part in said if part[0] != "text"]
+    text, calls = taken.feed("".join(text for part, text in said if part == "text"), last)
+    return [*rest, ("text", text)] if text else rest, calls
 
 
 @dataclass
@@ -286,6 +354,7 @@ class Answer:
 
     text: str = ""
     reasoning: str = ""
+    calls: list[Call] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = "stop"
@@ -297,6 +366,7 @@ class Answer:
                 self.text += text
             else:
                 self.reasoning += text
+        self.calls += piece.calls
         self.tokens += piece.tokens
         self.logprobs += piece.logprobs
         self.finish = piece.finish or self.finish

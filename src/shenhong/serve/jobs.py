@@ -19,7 +19,7 @@ from typing import Any
 from shenhong.serve import sse
 from shenhong.serve.engine_thread import Stream
 from shenhong.serve.faults import Fault
-from shenhong.serve.generation import pieces, usage_json
+from shenhong.serve.generation import Ask, pieces, usage_json
 from shenhong.serve.hub import Hub, Served
 from shenhong.serve.store import text_of
 from shenhong.serve.verse import verse_part
@@ -51,7 +51,7 @@ class Job:
     model: Served
     message: dict[str, Any]
     stream: Stream
-    thinking: bool
+    ask: Ask
     asked: str
     begun: float  # when the turn was asked for, on the monotonic clock
     events: list[tuple[int, str, str]] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Jobs:
         first = None
         state, error, usage = "done", None, None
         try:
-            async with aclosing(pieces(job.model, job.stream, job.thinking)) as source:
+            async with aclosing(pieces(job.model, job.stream, job.ask)) as source:
                 async for piece in source:
                     if piece.said and first is None:
                         first = time.monotonic()

@@ -21,11 +21,12 @@ from shenhong.serve.generation import (
     Ask,
     Piece,
     begin,
+    calls_constraint,
     constraint_of,
     pieces,
     plain_messages,
-    refuse_tools,
     template_variables,
+    tools_of,
     usage_json,
 )
 from shenhong.serve.hub import Hub, Served
@@ -33,6 +34,7 @@ from shenhong.serve.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    Generating,
     TokenizeRequest,
 )
 from shenhong.serve.store import new_id
@@ -48,44 +50,55 @@ def owner_of(request: Request) -> str:
     return request.state.owner
 
 
+def opening(request: Request, body: Generating) -> tuple[Hub, str, Served]:
+    """What every call that has text written begins with: the meter, the model, what belongs together. Fault."""
+    hub, owner = hub_of(request), owner_of(request)
+    hub.meter.request(owner)
+    model = hub.model(body.model)
+    if body.stream_options and not body.stream:
+        raise bad("stream_options belong to stream: true", "stream_options", "conflict")
+    return hub, owner, model
+
+
 # ------------------------------------------------------------------------ chat
 
 
 @router.post("/v1/chat/completions")
 async def chat(request: Request, body: ChatRequest) -> Response:
-    hub, owner = hub_of(request), owner_of(request)
-    hub.meter.request(owner)
-    model = hub.model(body.model)
-    refuse_tools(model, body.tools)
+    hub, owner, model = opening(request, body)
     if body.top_logprobs and not body.logprobs:
         raise bad("top_logprobs needs logprobs: true", "top_logprobs", "conflict")
-    if body.stream_options and not body.stream:
-        raise bad("stream_options belong to stream: true", "stream_options", "conflict")
     if body.max_tokens and body.max_completion_tokens not in (None, body.max_tokens):
         raise bad("max_tokens and max_completion_tokens differ", "max_tokens", "conflict")
-    messages = plain_messages(model, hub.limits, body.messages)
+    limits = hub.limits
+    form = constraint_of(limits, body.response_format, body.structured_outputs)
+    offer = tools_of(model, limits, body)
+    if offer and form:
+        raise bad("give either tools or a form of the answer", "tools", "conflict")
+    messages = plain_messages(model, limits, body.messages)
     variables = template_variables(model, body.chat_template_kwargs)
-    prompt, thinking = await model.template.prompt(messages, variables)
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] if offer else []
+    prompt, thinking = await model.template.prompt(messages, variables, tools=tools)
     ask = Ask(
         prompt,
         body,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         n=body.n or 1,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        constraint=constraint_of(hub.limits, body.response_format, body.structured_outputs),
+        constraint=form or calls_constraint(limits, offer, body, thinking),
         thinking=thinking,
+        offer=offer,
     )
     streams = await begin(hub, model, owner, [ask])
     head = {"id": f"chatcmpl-{new_id()}", "created": int(time.time()), "model": model.id}
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
         return sse.EventStream(sse.faults_told(_chat_chunks(model, streams, ask, head, usage)))
-    answers = await sse.unless_gone(request, collect(model, streams, thinking))
+    answers = await sse.unless_gone(request, collect(model, streams, ask))
     choices = [
         {
             "index": number,
-            "message": {"role": "assistant", "content": answer.text, "refusal": None}
-            | ({"reasoning_content": answer.reasoning or None} if model.template.thinking else {}),
+            "message": _chat_message(model, answer),
             "logprobs": _chat_logprobs(model, ask, answer.logprobs),
             "finish_reason": answer.finish,
         }
@@ -93,6 +106,16 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     ]
     usage_of = usage_json([answer.usage for answer in answers])
     return JSONResponse(head | {"object": "chat.completion", "choices": choices, "usage": usage_of})
+
+
+def _chat_message(model: Served, answer: Answer) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+    if model.template.thinking:
+        message["reasoning_content"] = answer.reasoning or None
+    if answer.calls:
+        message["content"] = answer.text.rstrip() or None
+        message["tool_calls"] = [call.json() for call in answer.calls]
+    return message
 
 
 async def _chat_chunks(
@@ -112,13 +135,21 @@ async def _chat_chunks(
         for index in range(len(streams)):
             yield chunk(index, {"role": "assistant", "content": ""})
         usages = []
-        async with aclosing(together(model, streams, ask.thinking)) as merged:
+        calls = [0] * len(streams)
+        async with aclosing(together(model, streams, ask)) as merged:
             async for index, piece in merged:
                 logprobs = _chat_logprobs(model, ask, piece.logprobs) if piece.logprobs else None
                 for part, text in piece.said:
                     name = "content" if part == "text" else "reasoning_content"
                     yield chunk(index, {name: text}, more=logprobs)
                     logprobs = None
+                for call in piece.calls:
+                    place: dict[str, Any] = {"index": calls[index]}
+                    calls[index] += 1
+                    begun = place | call._replace(arguments="").json()
+                    yield chunk(index, {"tool_calls": [begun]})
+                    rest = place | {"function": {"arguments": call.arguments}}
+                    yield chunk(index, {"tool_calls": [rest]})
                 if logprobs is not None and logprobs["content"]:
                     yield chunk(index, {"content": ""}, more=logprobs)
                 if piece.finish:
@@ -163,11 +194,11 @@ def close(streams: list[Stream]) -> None:
         stream.close()
 
 
-async def collect(model: Served, streams: list[Stream], thinking: bool | None) -> list[Answer]:
+async def collect(model: Served, streams: list[Stream], ask: Ask) -> list[Answer]:
     """All answers, whole; none goes on when the caller leaves or one fails."""
     answers = [Answer() for _ in streams]
     try:
-        async with aclosing(together(model, streams, thinking)) as merged:
+        async with aclosing(together(model, streams, ask)) as merged:
             async for index, piece in merged:
                 answers[index].add(piece)
         return answers
@@ -176,17 +207,17 @@ async def collect(model: Served, streams: list[Stream], thinking: bool | None) -
 
 
 async def together(
-    model: Served, streams: list[Stream], thinking: bool | None
+    model: Served, streams: list[Stream], ask: Ask
 ) -> AsyncGenerator[tuple[int, Piece], None]:
     """The pieces of all streams as they come, each with the number of its stream."""
     if len(streams) == 1:
-        async for piece in pieces(model, streams[0], thinking):
+        async for piece in pieces(model, streams[0], ask):
             yield 0, piece
         return
     # One piece of each stream at most is waiting here; the rest waits, merged, in the stream itself.
     waiting: dict[asyncio.Future[Piece], tuple[int, AsyncGenerator[Piece, None]]] = {}
     for index, stream in enumerate(streams):
-        source = pieces(model, stream, thinking)
+        source = pieces(model, stream, ask)
         waiting[asyncio.ensure_future(anext(source))] = index, source
     try:
         while waiting:
@@ -208,11 +239,7 @@ async def together(
 
 @router.post("/v1/completions")
 async def completions(request: Request, body: CompletionRequest) -> Response:
-    hub, owner = hub_of(request), owner_of(request)
-    hub.meter.request(owner)
-    model = hub.model(body.model)
-    if body.stream_options and not body.stream:
-        raise bad("stream_options belong to stream: true", "stream_options", "conflict")
+    hub, owner, model = opening(request, body)
     n = body.n or 1
     asks = [
         Ask(
@@ -235,9 +262,9 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     }
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        chunks = _completion_chunks(model, streams, body, head, usage, len(asks))
+        chunks = _completion_chunks(model, streams, asks, body, head, usage)
         return sse.EventStream(sse.faults_told(chunks))
-    answers = await sse.unless_gone(request, collect(model, streams, None))
+    answers = await sse.unless_gone(request, collect(model, streams, asks[0]))
     choices = [
         {
             "index": number,
@@ -267,16 +294,16 @@ async def _prompts(model: Served, body: CompletionRequest) -> list[list[int]]:
 async def _completion_chunks(
     model: Served,
     streams: list[Stream],
+    asks: list[Ask],
     body: CompletionRequest,
     head: dict[str, Any],
     with_usage: bool,
-    prompts: int,
 ) -> AsyncGenerator[bytes, None]:
     none = {"usage": None} if with_usage else {}
     offsets = [0] * len(streams)
     usages = [NOTHING] * len(streams)
     try:
-        async with aclosing(together(model, streams, None)) as merged:
+        async with aclosing(together(model, streams, asks[0])) as merged:
             async for index, piece in merged:
                 text = "".join(text for _, text in piece.said)
                 choice = {
@@ -290,7 +317,7 @@ async def _completion_chunks(
                 if text or piece.finish or piece.logprobs:
                     yield sse.event(head | {"choices": [choice]} | none)
         if with_usage:
-            yield sse.event(head | {"choices": [], "usage": usage_json(usages, prompts)})
+            yield sse.event(head | {"choices": [], "usage": usage_json(usages, len(asks))})
         yield sse.DONE
     finally:
         close(streams)

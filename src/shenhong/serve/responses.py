@@ -16,7 +16,7 @@ from shenhong.serve.engine_thread import Stream
 from shenhong.serve.faults import Fault, bad
 from shenhong.serve.generation import Answer, Ask, begin, constraint_of, text_of_content
 from shenhong.serve.hub import Served
-from shenhong.serve.openai_api import close, collect, hub_of, owner_of, together
+from shenhong.serve.openai_api import close, collect, opening, together
 from shenhong.serve.schemas import Drawing, ResponsesRequest
 from shenhong.serve.store import new_id
 
@@ -25,11 +25,7 @@ router = APIRouter()
 
 @router.post("/v1/responses")
 async def responses(request: Request, body: ResponsesRequest) -> Response:
-    hub, owner = hub_of(request), owner_of(request)
-    hub.meter.request(owner)
-    model = hub.model(body.model)
-    if body.stream_options and not body.stream:
-        raise bad("stream_options belong to stream: true", "stream_options", "conflict")
+    hub, owner, model = opening(request, body)
     if body.stream_options and body.stream_options.include_usage:
         raise bad("a response always tells its usage", "stream_options.include_usage")
     prompt, thinking = await model.template.prompt(_messages(body))
@@ -45,7 +41,7 @@ async def responses(request: Request, body: ResponsesRequest) -> Response:
     made = _Response(model, body)
     if body.stream:
         return sse.EventStream(_told(_events(model, streams, ask, made)))
-    (answer,) = await sse.unless_gone(request, collect(model, streams, thinking))
+    (answer,) = await sse.unless_gone(request, collect(model, streams, ask))
     return JSONResponse(made.whole(answer))
 
 
@@ -133,7 +129,7 @@ async def _events(
         item = made.item(None, "in_progress")
         yield "response.output_item.added", {"output_index": 0, "item": item}
         yield "response.content_part.added", place | {"part": made.part("")}
-        async with aclosing(together(model, streams, ask.thinking)) as merged:
+        async with aclosing(together(model, streams, ask)) as merged:
             async for _, piece in merged:
                 answer.add(piece)
                 if text := "".join(text for part, text in piece.said if part == "text"):

@@ -37,6 +37,13 @@ def as_it_is(_, value):
     return value
 
 
+def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    """jinja's own would write < and > for HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
 def environment() -> ImmutableSandboxedEnvironment:
     """As transformers sets it up. Constants are not folded, for that would compute them while compiling."""
     made = ImmutableSandboxedEnvironment(
@@ -46,7 +53,7 @@ def environment() -> ImmutableSandboxedEnvironment:
         optimized=False,
         finalize=as_it_is,
     )
-    made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
+    made.filters["tojson"] = to_json
     made.globals["raise_exception"] = refuse
     made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return made

@@ -93,11 +93,57 @@ class Neutral(Strict):
     prompt_cache_retention: Literal["in_memory", "in-memory"] | None = None
 
 
+class Generating(Neutral):
+    """What every call that has text written begins with."""
+
+    model: Name
+    stream: Annotated[bool, Field(strict=True)] | None = None
+    stream_options: StreamOptions | None = None
+
+
 class TextPart(Strict):
     type: Literal["text", "input_text", "output_text"]
     text: Text
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     logprobs: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+class CalledFunction(Strict):
+    name: Name
+    arguments: Text
+
+
+class ToolCall(Strict):
+    """A call the model made earlier."""
+
+    id: Name
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Function(Strict):
+    """`parameters`: a JSON schema of an object; none: the function takes no arguments."""
+
+    name: Annotated[str, StringConstraints(strict=True, pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Strict):
+    type: Literal["function"]
+    function: Function
+
+
+class ChosenFunction(Strict):
+    name: Name
+
+
+class NamedChoice(Strict):
+    """This function must be called."""
+
+    type: Literal["function"]
+    function: ChosenFunction
 
 
 class ChatMessage(Strict):
@@ -111,25 +157,22 @@ class ChatMessage(Strict):
     audio: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     function_call: None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
     tool_call_id: Name | None = None
 
 
-class ChatRequest(Drawing, Neutral):
-    model: Name
+class ChatRequest(Drawing, Generating):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
     n: Annotated[int, Field(strict=True, ge=1)] | None = None
-    stream: Annotated[bool, Field(strict=True)] | None = None
-    stream_options: StreamOptions | None = None
     logprobs: Annotated[bool, Field(strict=True)] | None = None
     top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     chat_template_kwargs: dict[Name, bool | int | str] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     reasoning_effort: None = None
@@ -141,8 +184,7 @@ class ChatRequest(Drawing, Neutral):
     function_call: Literal["none"] | None = None
 
 
-class CompletionRequest(Drawing, Neutral):
-    model: Name
+class CompletionRequest(Drawing, Generating):
     prompt: (
         Text
         | Annotated[list[TokenId], Field(min_length=1)]
@@ -151,8 +193,6 @@ class CompletionRequest(Drawing, Neutral):
     )
     max_tokens: Annotated[int, Field(strict=True, ge=1)] | None = 16
     n: Annotated[int, Field(strict=True, ge=1)] | None = None
-    stream: Annotated[bool, Field(strict=True)] | None = None
-    stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -185,22 +225,13 @@ class TextOptions(Strict):
     verbosity: Literal["medium"] | None = None
 
 
-class ResponsesRequest(Strict):
-    model: Name
+class ResponsesRequest(Generating):
     input: Text | Annotated[list[InputMessage], Field(min_length=1)]
     instructions: Text | None = None
     max_output_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    stream: Annotated[bool, Field(strict=True)] | None = None
-    stream_options: StreamOptions | None = None
     text: TextOptions | None = None
-    user: Text | None = None
-    metadata: dict[str, Any] | None = None
-    store: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    safety_identifier: Text | None = None
-    prompt_cache_key: Text | None = None
     truncation: Literal["disabled"] | None = None
     background: Literal[False] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None

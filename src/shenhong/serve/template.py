@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,18 @@ from shenhong.errors import ServeError
 from shenhong.normalise import normalise
 from shenhong.serve import sandbox
 from shenhong.serve.faults import Fault, bad
+from shenhong.serve.tools import Form, form_of
 from shenhong.tokenizer import Tokenizer
 
 AT_ONCE = 8  # renderings
 LONG = 10_000  # characters
 START_SECONDS = 10.0
 OURS = {"messages", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "tools"}
+
+
+def _escaped(character: int) -> str:
+    """As JSON in ASCII writes it."""
+    return f"\\u{character:04x}"
 
 
 class Template:
@@ -57,6 +63,7 @@ class Template:
         self.variables = frozenset(facts["names"])
         self.thinking = "<think>" in self.source
         self.tools = "tools" in self.variables
+        self.calls = self._calls()
         self._gate = asyncio.Semaphore(AT_ONCE)
         special = [t.content for t in tokenizer.backend.get_added_tokens_decoder().values()]
         names = sorted(filter(None, special), key=len, reverse=True)
@@ -92,30 +99,39 @@ class Template:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _calls(self) -> Form | None:
+        """How calls of tools are read; None where the template has none, or where they cannot be."""
+        form = form_of(self.source) if self.tools else None
+        tokens = self.tokenizer.backend.get_added_tokens_decoder().values()
+        hidden = form and any(t.special and t.content == form.opened for t in tokens)
+        return None if hidden else form  # a special token is no part of an answer's text
+
     async def prompt(
         self,
         messages: Iterable[Mapping[str, Any]],
         more: Mapping[str, Any] | None = None,
         generation: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[list[int], bool]:
         """Tokens of a conversation up to where the answer begins, and whether it begins inside of thinking.
 
         `more`: further variables of the template. Fault: 400 where it refuses, loops or explodes.
         """
         said_all: list[dict[str, Any]] = [dict(message) for message in messages]
-        said = json.dumps([said_all, more or {}], ensure_ascii=False)
-        mark = next(chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in said)
         for message in said_all:
-            if isinstance(text := message.get("content"), str):
-                text = normalise(text) if self.tokenizer.simplify else text
-                message["content"] = self._begins.sub(lambda found: found[0] + mark, text)
+            if self.tokenizer.simplify and isinstance(text := message.get("content"), str):
+                message["content"] = normalise(text)
+        given = {"messages": said_all, "tools": list(tools) or None, **(more or {})}
+        said = json.dumps(given, ensure_ascii=False)
+        mark = next(
+            chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in said and _escaped(c) not in said
+        )
         variables = {
-            "messages": said_all,
             "add_generation_prompt": generation,
             "bos_token": self._name(self.tokenizer.bos_id),
             "eos_token": self._name(self.tokenizer.eos_id),
             "pad_token": self._name(self.tokenizer.pad_id),
-            **(more or {}),
+            **self._marked(given, mark),
         }
         text = await self._render(variables)
         long = len(text) > LONG  # is cut beside the event loop, so that others go on
@@ -125,7 +141,17 @@ class Template:
         thinking = self.thinking and text.rfind("<think>") > text.rfind("</think>")
         return ids, generation and thinking and text.rstrip().endswith("<think>")
 
+    def _marked(self, value: Any, mark: str) -> Any:
+        """With the mark inside of everything in it that could begin the name of a special token."""
+        if isinstance(value, str):
+            return self._begins.sub(lambda found: found[0] + mark, value)
+        if isinstance(value, dict):  # the template asks for keys by name
+            keys = (key if key.isidentifier() else self._marked(key, mark) for key in value)
+            return dict(zip(keys, (self._marked(v, mark) for v in value.values()), strict=True))
+        return [self._marked(v, mark) for v in value] if isinstance(value, list) else value
+
     def _tokens(self, text: str, mark: str) -> list[int]:
+        text = text.replace(_escaped(ord(mark)), mark)  # of a template that writes JSON in ASCII
         ids: list[int] = []
         for piece in self._cut.split(text):
             if piece in self._special:

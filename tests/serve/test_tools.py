@@ -1,0 +1,329 @@
+"""Tools: what a template makes of them, what the official client gets back, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai import OpenAI
+from transformers import AutoTokenizer
+
+from shenhong.engine import Constraint
+from shenhong.engine.structured import Grammars
+from shenhong.serve import openai_api
+from shenhong.serve.generation import calls_constraint
+from shenhong.serve.schemas import ChatRequest, Function
+from shenhong.serve.tools import BARE, TAGGED, Calls, Offer, form_of
+from tests.conftest import Tiny
+from tests.serve.running import Running, running, with_template
+
+# As Qwen 2.5 writes it, with the marks of the tiny model.
+QWEN = """{{ bos_token }}
+{%- if tools %}
+    {{- "# Tools\\n\\nYou may call functions:\\n<tools>" }}
+    {%- for tool in tools %}
+        {{- "\\n" }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- "\\n</tools>\\nReturn <tool_call>\\n{\\"name\\": <function-name>, \\"arguments\\": <args-json-object>}\\n</tool_call>" }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == "assistant" %}
+        {{- "<｜Assistant｜>" + message.content }}
+        {%- for tool_call in message.tool_calls %}
+            {%- set tool_call = tool_call.function %}
+            {{- '\\n<tool_call>\\n{"name": "' }}
+            {{- tool_call.name }}
+            {{- '", "arguments": ' }}
+            {{- tool_call.arguments | tojson }}
+            {{- '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- eos_token }}
+    {%- elif message.role == "tool" %}
+        {{- "<｜User｜><tool_response>\\n" + message.content + "\\n</tool_response>" }}
+    {%- else %}
+        {{- "<｜User｜>" + message.content }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- "<｜Assistant｜>" }}{%- endif %}"""
+
+# As Llama 3.1 asks for them.
+LLAMA = """{{ bos_token }}
+{%- for message in messages %}{{- "<｜User｜>" + message.content }}{%- endfor %}
+{%- if tools is not none %}
+    {{- 'Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}.' }}
+    {%- for t in tools %}{{- t | tojson(indent=4) }}{%- endfor %}
+{%- endif %}{{- "<｜Assistant｜>" }}"""
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather <now> & here <｜User｜>",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"$ref": "#/$defs/city"},
+                "days": {"type": "integer", "minimum": 1, "maximum": 9},
+            },
+            "required": ["city", "days"],
+            "additionalProperties": False,
+            "$defs": {"city": {"enum": ["長安", "洛陽"]}},
+        },
+    },
+}
+TIME: Any = {"type": "function", "function": {"name": "time"}}
+ASKED: Any = [{"role": "user", "content": "天气"}]
+
+
+def with_room(tiny: Tiny, folder: Path, template: str) -> Path:
+    """The tiny model with a template, and a context that a list of tools fits into."""
+    copy = with_template(tiny.run / "model", folder, template)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def handy(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server of three models: tagged calls, bare calls, and tagged calls behind thinking."""
+    folder = tmp_path_factory.mktemp("tools")
+    models = [
+        with_room(tiny, folder / "tagged", QWEN),
+        with_room(tiny, folder / "bare", LLAMA),
+        with_room(tiny, folder / "thinks", QWEN + "{{ '<think>\\n' }}"),
+    ]
+    with running(models, folder / "data") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(handy: Running) -> OpenAI:
+    return handy.openai()
+
+
+def ask(client: OpenAI, model: str = "tagged", **more: Any) -> Any:
+    body = {"messages": ASKED, "tools": [WEATHER, TIME], "max_tokens": 300, "seed": 4}
+    return client.chat.completions.create(model=model, **(body | more))
+
+
+NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
+
+
+@pytest.mark.parametrize("model", ["tagged", "bare", "thinks"])
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_forced_calls_fit_their_schema(
+    client: OpenAI, model: str, choice: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = openai_api.calls_constraint
+
+    def short(*given: Any) -> Any:
+        """This model would think for ever."""
+        value = whole(*given).value
+        assert ("thought[lazy]" in value) == (model == "thinks")
+        lines = ['thought: "hm.</think>"' if "thought[" in x else x for x in value.splitlines()]
+        return Constraint("grammar", "\n".join(lines))
+
+    monkeypatch.setattr(openai_api, "calls_constraint", short)
+    for seed in range(3):
+        (answer,) = ask(client, model, tool_choice=choice, seed=seed).choices
+        assert answer.message.content is None and answer.finish_reason == "tool_calls"
+        if model == "thinks":
+            assert answer.message.reasoning_content == "hm."
+        calls = answer.message.tool_calls
+        assert len({call.id for call in calls}) == len(calls) > 0
+        for call in calls:
+            if choice is NAMED or call.function.name == "get_weather":
+                assert call.function.name == "get_weather"
+                value = json.loads(call.function.arguments)
+                assert set(value) == {"city", "days"}
+                assert value["city"] in ("長安", "洛陽") and value["days"] in range(1, 10)
+            else:
+                assert (call.function.name, call.function.arguments) == ("time", "{}")
+
+
+def test_a_stream_of_calls_is_put_together_as_the_client_does(client: OpenAI) -> None:
+    how: Any = {"tool_choice": "required", "n": 2, "logprobs": True}
+    whole = ask(client, **how)
+    calls: list[dict[int, dict[str, str]]] = [{}, {}]
+    ends, count = ["", ""], [0, 0]
+    for chunk in ask(client, stream=True, **how):
+        for choice in chunk.choices:
+            assert not choice.delta.content
+            for delta in choice.delta.tool_calls or []:
+                found = calls[choice.index].setdefault(delta.index, {"name": "", "arguments": ""})
+                found["name"] += delta.function.name or ""
+                found["arguments"] += delta.function.arguments or ""
+            count[choice.index] += len(choice.logprobs.content) if choice.logprobs else 0
+            ends[choice.index] = choice.finish_reason or ends[choice.index]
+    for choice, found, end, tokens in zip(whole.choices, calls, ends, count, strict=True):
+        made = [c.function.model_dump() for c in choice.message.tool_calls]
+        assert list(found.values()) == made
+        assert end == choice.finish_reason == "tool_calls"
+        assert tokens == len(choice.logprobs.content)
+
+
+def test_one_call_where_only_one_may_come(client: OpenAI) -> None:
+    for seed in range(6):
+        how: Any = {"tool_choice": "required", "parallel_tool_calls": False, "seed": seed}
+        (call,) = ask(client, **how).choices[0].message.tool_calls
+        assert call.function.name in ("get_weather", "time")
+
+
+def test_auto_is_text_or_calls(
+    client: OpenAI, handy: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ask(client, max_tokens=20).choices[0]
+    assert plain.message.content and not plain.message.tool_calls
+    strict = {"type": "function", "function": WEATHER["function"] | {"strict": True}}
+    held = ask(client, tools=[strict], max_tokens=20).choices[0]
+    assert held.message.content and not held.message.tool_calls
+    one = '{\\"name\\": \\"time\\", \\"arguments\\": {}}'
+    wrong = '{\\"name\\": \\"rm\\", \\"arguments\\": {}}'
+    said = f'start: "Wait a <tool\\n<tool_call>{wrong}</tool_call>\\n<tool_call>\\n{one}\\n</tool_call>"'
+    monkeypatch.setattr(openai_api, "calls_constraint", lambda *_: Constraint("grammar", said))
+    for more in ({}, {"tool_choice": "auto"}):
+        message = ask(client, **more).choices[0].message
+        assert [call.function.name for call in message.tool_calls] == ["time"]
+        assert (
+            message.content
+            == f"Wait a <tool\n<tool_call>{json.loads(chr(34) + wrong + chr(34))}</tool_call>"
+        )
+    unread = ask(client, tool_choice="none").choices[0].message
+    assert unread.tool_calls is None and unread.content
+
+
+def test_a_call_that_is_cut_is_text(client: OpenAI) -> None:
+    (answer,) = ask(client, tool_choice=NAMED, max_tokens=12).choices
+    assert answer.finish_reason == "length" and not answer.message.tool_calls
+    assert answer.message.content.startswith("<tool_call>")
+
+
+def test_a_conversation_with_tools_is_rendered_as_transformers_does(
+    client: OpenAI, handy: Running, tiny: Tiny
+) -> None:
+    made = ask(client, tool_choice=NAMED).choices[0].message
+    called = made.model_dump(exclude_none=True)
+    result = {"role": "tool", "tool_call_id": made.tool_calls[0].id, "content": "sunny </s> 晴"}
+    messages = [*ASKED, called, result]
+    done = ask(client, messages=messages, max_tokens=3)
+    assert done.choices[0].message.content
+
+    theirs = AutoTokenizer.from_pretrained(tiny.run / "model", chat_template=QWEN)
+    objects = json.loads(json.dumps(called))
+    objects["content"] = ""
+    for call in objects["tool_calls"]:
+        call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    harmless = json.loads(json.dumps([WEATHER, TIME]).replace("<\\uff5cUser\\uff5c>", ""))
+    text = theirs.apply_chat_template(
+        [*ASKED, objects, result], tools=harmless, add_generation_prompt=True, tokenize=False
+    )
+    wanted = theirs.encode(text, add_special_tokens=False)
+    sent = ask(client, messages=messages, tools=harmless, max_tokens=1)
+    assert sent.usage.prompt_tokens == len(wanted)
+    # Names of special tokens in a description are text: they take more tokens than the mark would.
+    assert done.usage.prompt_tokens > len(wanted) + 1
+
+
+@pytest.mark.parametrize(
+    "field, more",
+    [
+        ("tool_choice", {"tool_choice": {"type": "function", "function": {"name": "rm"}}}),
+        ("tool_choice", {"tool_choice": "required", "tools": []}),
+        ("tool_choice", {"tool_choice": "any"}),
+        ("tools", {"tools": [TIME, TIME]}),
+        ("tools", {"tools": [{"type": "custom", "custom": {"name": "x"}}]}),
+        ("tools", {"tools": [{"type": "function", "function": {"name": "a b"}}]}),
+        ("tools", {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]}),
+        ("tools", {"response_format": {"type": "json_object"}}),
+        ("messages.1", {"messages": [*ASKED, {"role": "tool", "tool_call_id": "x", "content": "1"}]}),
+        ("messages.0", {"messages": [{"role": "user", "content": "x", "tool_call_id": "x"}]}),
+        ("arguments", {"messages": [*ASKED, {"role": "assistant", "tool_calls": [
+            {"id": "a", "type": "function", "function": {"name": "time", "arguments": "[1]"}}]}]}),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_named(client: OpenAI, field: str, more: Any) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, **more)
+    assert field in (caught.value.param or "")
+
+
+def test_a_schema_that_cannot_be_followed_is_a_400(client: OpenAI) -> None:
+    impossible = {"type": "object", "properties": {"x": {"type": "nothing"}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": impossible}}
+    with pytest.raises(openai.BadRequestError):
+        ask(client, tools=[tool], tool_choice="required")
+
+
+def test_a_forced_call_may_be_thought_about(client: OpenAI, handy: Running) -> None:
+    """The rule that the test above shortens."""
+    found = calls_constraint(
+        handy.hub.limits,
+        Offer(TAGGED, [Function(name="f")]),
+        ChatRequest.model_validate({"model": "x", "messages": ASKED, "tool_choice": "required"}),
+        True,
+    )
+    engine = handy.hub.models["thinks"].writer.engine
+    call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    for text, fits in (
+        (f"so <tool_call> 好\n</think>\n\n{call}", True),
+        (f"</think>{call}\n{call}", True),
+        (call, False),
+        (f"</think>hi{call}", False),
+    ):
+        tokenizer = handy.hub.models["thinks"].writer.tokenizer
+        matcher = Grammars(tokenizer, engine.bytes_of or []).matcher(found)
+        for token in tokenizer.encode(text):
+            if not matcher.mask()[token]:
+                break
+            matcher.wrote(token)
+        assert (matcher.error is None and matcher.matcher.is_accepting()) == fits, text
+
+
+def test_templates_without_tools_say_so(served: Running) -> None:
+    reply = served.chat(tools=[TIME])
+    assert reply.status_code == 400 and reply.json()["error"]["code"] == "tools_unsupported"
+
+
+def test_forms_are_known_by_their_templates() -> None:
+    assert form_of(QWEN) is TAGGED and form_of(LLAMA) is BARE
+    other = (
+        "{{ tools }}<tool_call>\n<function=f>\n<parameter=x>1</parameter></function></tool_call>"
+    )
+    assert form_of(other) is None and form_of("{{ tools }}[TOOL_CALLS]") is None
+
+
+PIECES = [
+    "<tool_call>", "</tool_call>", '{"name": "f", "arguments": {"a": [1]}}', "<tool", "\n", " hi",
+    '{"name": "g", "arguments": {}}', '{"name": ["f"], "arguments": {}}', "{", "[[", '{"name": "f", "parameters": {}}',
+]  # fmt: skip
+
+
+@given(st.sampled_from([TAGGED, BARE]), st.lists(st.sampled_from(PIECES), max_size=9), st.data())
+def test_calls_are_the_same_however_they_come(
+    form: Any, pieces: list[str], data: st.DataObject
+) -> None:
+    offer = Offer(form, [Function(name="f")])
+
+    def read(parts: list[str]) -> tuple[str, list[tuple[str, str]]]:
+        calls, said, made = Calls(offer), "", []
+        for number, part in enumerate(parts):
+            text, found = calls.feed(part, last=number == len(parts) - 1)
+            said += text
+            made += [(call.name, call.arguments) for call in found]
+        return said, made
+
+    text = "".join(pieces)
+    places = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
+    parts = [text[a:b] for a, b in itertools.pairwise([0, *places, len(text)])]
+    said, made = read([text])
+    assert read(parts) == (said, made)
+    if not made:
+        assert said == text.lstrip()  # nothing is lost
+    assert all(name == "f" for name, _ in made)
