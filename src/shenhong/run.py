@@ -36,21 +36,29 @@ _OURS = re.compile(r"\.lock|\.manifest\.json\.\d+\.tmp")  # all there is before 
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write ``data`` to ``path`` whole or not at all: temporary file, fsync, rename, fsync of the folder."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write ``data`` to ``path`` whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def atomic_file(final: Path) -> Iterator[Path]:
+    """Yield a name to write a file under; it is synced and becomes ``final`` if the block ends well, and vanishes if not."""
+    final = Path(final)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, final)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise RunError(
-            f"cannot write {path}: {error.strerror}; free space or choose another --run folder"
+            f"cannot write {final}: {error.strerror}; free space or choose another place"
         ) from error
-    sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(final.parent)
 
 
 def sync(path: Path) -> None:
