@@ -11,6 +11,7 @@ or runs what it reads.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor
 from shenhong.errors import ModelError
 from shenhong.model import Decoder
 from shenhong.model.hf_config import Precision, read_config, to_hf
+from shenhong.model.rope import half_split, interleaved
 from shenhong.run import atomic_folder
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -36,6 +38,8 @@ TOKENIZER_FILES = (
 SHARD_BYTES = 4_000_000_000
 # Embeddings may be padded past the tokenizer (DeepSeek-V3 pads by 465), but not by this much.
 PADDING = 512
+# What grouped-query attention rotates; in latent attention the pairs are neighbours on disk too.
+_HALVES = re.compile(r"self_attn\.(q_proj|k_proj|q_norm|k_norm)\.(weight|bias)$")
 
 
 class Entry(NamedTuple):
@@ -45,6 +49,7 @@ class Entry(NamedTuple):
     view: Tensor  # shares memory with the decoder
     is_copy: bool = False  # on disk a second time; loading only compares it
     exact: bool = False  # kept in fp32 whatever the folder's precision
+    halves: int = 0  # width of heads whose rotated pairs are (i, i + width/2) on disk and neighbours here
 
 
 def entries(decoder: Decoder) -> Iterator[Entry]:
@@ -61,7 +66,9 @@ def entries(decoder: Decoder) -> Iterator[Entry]:
             for e, expert in enumerate(tensor):
                 yield Entry(f"{name.removesuffix('down_proj')}{e}.down_proj.weight", expert)
         else:
-            yield Entry(name, tensor, exact=name.endswith("e_score_correction_bias"))
+            exact = name.endswith("e_score_correction_bias")
+            halves = config.head_dim if _HALVES.search(name) else 0
+            yield Entry(name, tensor, exact=exact, halves=halves)
     if config.num_nextn_predict_layers:
         stem = f"model.layers.{config.num_hidden_layers}."
         embedding = decoder.model.embed_tokens.weight.detach()
@@ -125,7 +132,9 @@ def _write_tensors(decoder: Decoder, folder: Path, dtype: torch.dtype) -> None:
         for entry in shard:
             kept = torch.float32 if entry.exact else dtype
             # A copy each: safetensors refuses tensors that share memory.
-            tensors[entry.name] = entry.view.detach().to("cpu", kept, copy=True).contiguous()
+            tensor = entry.view.detach().to("cpu", kept, copy=True)
+            tensor = half_split(tensor, entry.halves) if entry.halves else tensor
+            tensors[entry.name] = tensor.contiguous()
             total += tensors[entry.name].nbytes
             where[entry.name] = file
         save_file(tensors, folder / file, metadata={"format": "pt"})
@@ -161,6 +170,8 @@ def load_model(folder: str | Path, compute_dtype: torch.dtype = torch.float32) -
                             f"{path}: tensor {name} does not belong to this config.json"
                         )
                     tensor = _checked(file.get_tensor(name), entry, path)
+                    if entry.halves:
+                        tensor = interleaved(tensor, entry.halves)
                     if entry.is_copy:
                         copies.append((entry, tensor))
                     else:

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from shenhong.model.config import Llama3Rope, LinearRope, ModelConfig, Yarn
+from shenhong.model.config import LinearRope, Llama3Rope, ModelConfig, Yarn
 
 
 def magnitude(factor: float, mscale: float) -> float:
@@ -71,3 +71,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
     return turned.flatten(-2).to(x.dtype)
+
+
+def interleaved(rows: Tensor, width: int) -> Tensor:
+    """Rows of heads of ``width`` whose pairs are (i, i + width/2), as Llama's folders have them, as neighbours."""
+    return rows.unflatten(0, (-1, 2, width // 2)).transpose(1, 2).flatten(0, 2)
+
+
+def half_split(rows: Tensor, width: int) -> Tensor:
+    """The reverse of ``interleaved``."""
+    return rows.unflatten(0, (-1, width // 2, 2)).transpose(1, 2).flatten(0, 2)
