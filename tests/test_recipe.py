@@ -48,6 +48,12 @@ def test_a_corpus_in_the_same_tree_is_frozen_relative_to_the_run(tmp_path):
         ("[model]\nn_group = 4\ntopk_group = 2", "knows no group limits (model.topk_group 2 of 4)"),
         ("[model]\nn_routed_experts = 10\nn_group = 4\ntopk_group = 2", "n_group"),
         ("[model]\nqk_rope_head_dim = 31", "even"),
+        ('[model]\nscoring_func = "softmax"', "sigmoid with noaux_tc"),
+        (
+            '[model]\nscoring_func = "softmax"\ntopk_method = "greedy"\nnorm_topk_prob = false\n'
+            "num_nextn_predict_layers = 0",
+            'set it to "none" and balance by train.sequence_balance',
+        ),
         ("[train]\nbatch_tokens = 1000", "multiple of train.sequence_length"),
         ("[train]\nsequence_length = 4096\nbatch_tokens = 4096", "max_position_embeddings"),
         ("[corpus2", "not valid TOML"),

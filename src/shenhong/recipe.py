@@ -55,6 +55,12 @@ class ModelSettings(Settings):
     num_experts_per_tok: int = Field(2, ge=1)
     n_shared_experts: int = Field(1, ge=0)
     moe_intermediate_size: int = Field(192, ge=8, description="width of one expert")
+    scoring_func: Literal["sigmoid", "softmax"] = Field(
+        "sigmoid", description="gates of DeepSeek-V3, or of DeepSeek-V2"
+    )
+    topk_method: Literal["noaux_tc", "greedy", "group_limited_greedy"] = Field(
+        "noaux_tc", description="choice with a selection bias (V3), or without (V2)"
+    )
     n_group: int = Field(1, ge=1)
     topk_group: int = Field(1, ge=1)
     norm_topk_prob: bool = True
@@ -102,6 +108,10 @@ class Recipe(Settings):
             self.architecture(self.tokenizer.vocab_size)
         except ModelError as error:
             raise ValueError(f"model: {error}") from None
+        if self.model.scoring_func == "softmax" and self.train.balance != "none":
+            raise ValueError(
+                f'train.balance "{self.train.balance}" moves a selection bias, which softmax gates do not have; set it to "none" and balance by train.sequence_balance (DeepSeek-V2 took 0.003)'
+            )
         groups = self.model.n_group
         if self.train.balance == "quantile" and self.model.topk_group < groups:
             raise ValueError(

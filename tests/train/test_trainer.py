@@ -1,6 +1,7 @@
 """One step of training: what the plan counts on is what a step does."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,21 @@ from shenhong.train.trainer import Trainer
 STEPS = 8
 
 
-def make(folder: Path, layers: int = 1, **settings: float) -> Trainer:
+V2 = {
+    "first_k_dense_replace": 0,
+    "moe_intermediate_size": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "scoring_func": "softmax",
+    "topk_method": "group_limited_greedy",
+    "n_group": 2,
+    "norm_topk_prob": False,
+}
+
+
+def make(
+    folder: Path, layers: int = 1, shape: dict[str, Any] | None = None, **settings: float | str
+) -> Trainer:
     tokens = torch.arange(3, 67).view(4, 16) % 32
     tokens[:, 0] = 0
     file = folder / "t.safetensors"
@@ -33,6 +48,7 @@ def make(folder: Path, layers: int = 1, **settings: float) -> Trainer:
         qk_rope_head_dim=8,
         v_head_dim=8,
         num_nextn_predict_layers=layers,
+        **(shape or {}),
     )
     chosen = TrainSettings(steps=STEPS, batch_tokens=32, sequence_length=16, **settings)
     device = torch.device("cpu")
@@ -74,3 +90,14 @@ def test_a_draft_layer_that_starts_late_leaves_the_trunk_as_it_would_be_without(
     assert not all(always[name].equal(weight) for name, weight in without.items())
     fresh = dict(make(tmp_path, 1).model.named_parameters())
     assert not late["model.layers.1.eh_proj.weight"].equal(fresh["model.layers.1.eh_proj.weight"])
+
+
+def test_a_softmax_router_learns_and_is_balanced_by_its_loss_alone(tmp_path):
+    plain = make(tmp_path, 0, V2, balance="none", sequence_balance=0.0)
+    pulled = make(tmp_path, 0, V2, balance="none", sequence_balance=0.1)
+    before = pulled.model.routers[0].weight.detach().clone()
+    losses = [[t.step(step, STEPS).loss for step in range(STEPS)] for t in (plain, pulled)]
+    assert all(run[-1] < run[0] for run in losses)
+    routers = [t.model.routers[0] for t in (plain, pulled)]
+    assert not any(router.e_score_correction_bias.any() for router in routers)
+    assert not routers[1].weight.equal(before) and not routers[1].weight.equal(routers[0].weight)
