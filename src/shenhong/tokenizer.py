@@ -21,6 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -159,19 +160,49 @@ def _condensed(texts: Iterable[str]) -> list[str]:
     return list(itertools.chain.from_iterable([word] * math.isqrt(16 * n) for word, n in ordered))
 
 
-class Tokenizer:
-    """A tokenizer with the special tokens above. Ids are below `vocab_size`."""
+class Special(NamedTuple):
+    """What a tokenizer says of itself beside its vocabulary; names of tokens, None for what it lacks."""
 
-    def __init__(self, backend: _Backend, simplify: bool = False) -> None:
+    bos: str | None = BOS
+    eos: str | None = EOS
+    pad: str | None = PAD
+    begins: bool = True  # whether a text begins with bos
+    template: str | None = CHAT_TEMPLATE
+    ends: tuple[int, ...] = ()  # further tokens that end an answer
+
+
+class Tokenizer:
+    """A tokenizer, ours or one that came with a model. Ids are below `vocab_size`.
+
+    `own`: it has the special tokens above, so `encode_prompt` knows how a message is asked; the others' template does.
+    """
+
+    def __init__(
+        self, backend: _Backend, simplify: bool = False, special: Special | None = None
+    ) -> None:
         self.backend = backend
         self.simplify = simplify  # the corpus was simplified, so messages are too
-        ids = {token: backend.token_to_id(token) for token in SPECIAL}
-        for token, number in ids.items():
-            if number is None:
-                raise ModelError(f"the tokenizer lacks {token}; run the tokenizer stage again")
-        self.bos_id, self.eos_id, self.pad_id = ids[BOS] or 0, ids[EOS] or 0, ids[PAD] or 0
-        self.user_id, self.assistant_id = ids[USER] or 0, ids[ASSISTANT] or 0
-        self.vocab_size: int = backend.get_vocab_size()
+        self.own = all(backend.token_to_id(token) is not None for token in SPECIAL)
+        if special is None:
+            lacking = [token for token in SPECIAL if backend.token_to_id(token) is None]
+            if lacking:
+                raise ModelError(f"the tokenizer lacks {lacking[0]}; run the tokenizer stage again")
+            special = Special()
+        self.special = special
+        bos, eos, pad = (
+            None if name is None else backend.token_to_id(name)
+            for name in (special.bos, special.eos, special.pad)
+        )
+        # What has no bos or pad is never asked for it; eos stands there so that all are tokens.
+        self.eos_id = eos or 0
+        self.bos_id = self.eos_id if bos is None else bos
+        self.pad_id = self.eos_id if pad is None else pad
+        self.begin = [] if bos is None or not special.begins else [bos]  # of a text
+        self.ends = frozenset(special.ends) | ({eos} if eos is not None else set())
+        self.user_id = backend.token_to_id(USER) or 0
+        self.assistant_id = backend.token_to_id(ASSISTANT) or 0
+        self.vocab_size: int = max(backend.get_vocab().values(), default=-1) + 1
+        self._names = _markup(backend)
         self._table: np.ndarray | None = None
 
     @classmethod
@@ -187,8 +218,11 @@ class Tokenizer:
                 f"cannot read {path} ({error}); run the tokenizer stage again"
             ) from None
         try:
-            config = json.loads((Path(folder) / "tokenizer_config.json").read_bytes())
-            return cls(_Backend.from_str(text), bool(config.get("simplify")))
+            backend = _Backend.from_str(text)
+            config = _json(Path(folder) / "tokenizer_config.json")
+            return cls(
+                backend, bool(config.get("simplify")), _special(Path(folder), backend, config)
+            )
         except ModelError:
             raise
         except Exception as error:  # the library raises bare Exception
@@ -231,6 +265,8 @@ class Tokenizer:
         Error: RequestError when it is not valid Unicode.
         """
         try:
+            if not self.own:
+                return self._merged([text])[0].tolist()
             return self.encode_many([text])[0].tolist() if text else []
         except UnicodeEncodeError as error:
             raise RequestError(
@@ -242,7 +278,12 @@ class Tokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def encode_prompt(self, message: str) -> list[int]:
-        """Ids of the chat template for one user message, up to where the answer begins."""
+        """Ids of our chat template for one user message, up to where the answer begins.
+
+        Of a model without our special tokens: those of the bare text, to be continued.
+        """
+        if not self.own:
+            return [*self.begin, *self.encode(message)]
         message = normalise(message) if self.simplify else message
         return [self.bos_id, self.user_id, *self.encode(message), self.assistant_id]
 
@@ -271,13 +312,15 @@ class Tokenizer:
 
     def _merged(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of each text by the library. Names of special tokens in a text must not become them."""
-        plain, marked = self.backend, [n for n, text in enumerate(texts) if "<｜" in text]
-        encoded = plain.encode_batch_fast(texts, add_special_tokens=False)
+        encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         result = [np.array(item.ids, np.int32) for item in encoded]
-        for n in marked:
-            # Cut inside the marker: no special token is left whole, and no merge crosses the cut.
-            parts = re.split("(?<=<)(?=｜)", texts[n])
-            items = plain.encode_batch_fast(parts, add_special_tokens=False)
+        for n, text in enumerate(texts):
+            if self._names is None or not self._names.search(text):
+                continue
+            # Cut behind the first character: no special token is left whole, and no merge crosses the cut.
+            cuts = [found.start() + 1 for found in self._names.finditer(text)]
+            parts = [text[i:j] for i, j in itertools.pairwise([0, *cuts, len(text)])]
+            items = self.backend.encode_batch_fast(parts, add_special_tokens=False)
             result[n] = np.array([i for item in items for i in item.ids], np.int32)
         return result
 
@@ -307,6 +350,51 @@ class Tokenizer:
                 table[ord(character)] = number
         table[ord("<")] = -1  # may begin the name of a special token
         return table
+
+
+def _markup(backend: _Backend) -> re.Pattern[str] | None:
+    """Finds where the name of a special token begins, also of those that are only called special by their looks."""
+    tokens = backend.get_added_tokens_decoder().values()
+    names = {t.content for t in tokens if t.special or t.content.startswith("<")}
+    longer = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
+    # The rest is only looked at, so that names that overlap are all found.
+    found = (f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in longer)
+    return re.compile("|".join(found)) if longer else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where the file is not there."""
+    values = json.loads(path.read_bytes()) if path.exists() else {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} is no object")
+    return values
+
+
+def _special(folder: Path, backend: _Backend, config: dict[str, Any]) -> Special:
+    """As transformers reads it from tokenizer_config.json and the files beside it."""
+
+    def name(of: str) -> str | None:
+        said = config.get(of)
+        said = said.get("content") if isinstance(said, dict) else said
+        return said if isinstance(said, str) else None
+
+    bos, ends = name("bos_token"), _json(folder / "generation_config.json").get("eos_token_id")
+    first = backend.encode("a").ids[:1]
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several by name, in older folders
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+    if (path := folder / "chat_template.jinja").exists():
+        template = path.read_text(encoding="utf-8")
+    return Special(
+        bos,
+        name("eos_token"),
+        name("pad_token"),
+        bool(bos)
+        and (bool(config.get("add_bos_token")) or first == [backend.token_to_id(bos or "")]),
+        template if isinstance(template, str) else None,
+        tuple(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int),
+    )
 
 
 def _closes(raw: bytes) -> bool:

@@ -429,7 +429,8 @@ class Engine:
         return self._eos()
 
     def _eos(self) -> set[int]:
-        return set() if self.config.eos_token_id is None else {self.config.eos_token_id}
+        own = set() if self.config.eos_token_id is None else {self.config.eos_token_id}
+        return own | self.tokenizer.ends if self.tokenizer else own
 
     def _matcher(self, request: Request) -> Matcher | None:
         if request.constraint is None:
