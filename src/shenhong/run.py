@@ -53,7 +53,7 @@ def atomic_file(final: Path) -> Iterator[Path]:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise RunError(
-            f"cannot write {final}: {error.strerror}; free space or choose another place"
+            f"cannot write {final}: {error.strerror}; free space or choose another --run or --out"
         ) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -91,7 +91,7 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         raise RunError(
-            f"cannot write {final}: {reason}; free space or choose another --run folder"
+            f"cannot write {final}: {reason}; free space or choose another --run or --out"
         ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
