@@ -11,9 +11,11 @@ import pytest
 from openai import OpenAI
 
 from shenhong.engine import Sampling
+from shenhong.engine import engine as engine_module
 from shenhong.models import open_writer
+from shenhong.tokenizer import CHAT_TEMPLATE
 from tests.conftest import Tiny
-from tests.serve.running import Running
+from tests.serve.running import Running, running, with_template
 
 ASKED: Any = [{"role": "user", "content": "五绝 长城"}]
 
@@ -145,6 +147,89 @@ def test_responses(client: OpenAI, served: Running, streamed: bool) -> None:
     assert response.usage.output_tokens == chat.usage.completion_tokens
     cut = chat.choices[0].finish_reason == "length"
     assert response.status == ("incomplete" if cut else "completed")
+
+
+@pytest.fixture(scope="module")
+def thinking(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server whose template begins every answer inside of thinking, and repeats earlier thoughts."""
+    folder = tmp_path_factory.mktemp("thinking")
+    template = CHAT_TEMPLATE.replace(
+        "'<｜Assistant｜>' + message",
+        "'<｜Assistant｜>' + (message['reasoning_content'] | default('')) + message",
+    )
+    model = with_template(tiny.run / "model", folder / "model", template + "<think>\n")
+    with running(model, folder / "data") as server:
+        yield server
+
+
+def begin_with(patch: pytest.MonkeyPatch, server: Running, text: str) -> None:
+    """The model writes this first, then what it likes."""
+    writer = server.hub.models[server.model].writer
+    first = writer.tokenizer.encode(text)
+    honest = engine_module.draw
+
+    def draw(logits: Any, uniforms: Any, how: Any) -> Any:
+        drawn = honest(logits, uniforms, how)
+        written = [live.written for live in writer.engine.live.values()]
+        assert len(written) == len(drawn) == 1
+        return [first[written[0]]] if written[0] < len(first) else drawn
+
+    patch.setattr(engine_module, "draw", draw)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_responses_keep_thinking_apart(
+    thinking: Running, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_with(monkeypatch, thinking, "山水</think>")
+    client = thinking.openai()
+    ask: Any = {"model": thinking.model, "input": "五绝 长城", "max_output_tokens": 24}
+    ask |= {"temperature": 0}
+    if streamed:
+        events = list(client.responses.create(**ask, stream=True))
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        response = events[-1].response  # type: ignore[union-attr]
+        for kind, item in (("reasoning_text", 0), ("output_text", 1)):
+            said = [e for e in events if e.type == f"response.{kind}.delta"]
+            assert said and {e.output_index for e in said} == {item}  # type: ignore[union-attr]
+            assert {e.item_id for e in said} == {response.output[item].id}  # type: ignore[union-attr]
+            whole = response.output[item].content[0].text
+            assert "".join(e.delta for e in said) == whole  # type: ignore[union-attr]
+        kinds = [event.type for event in events if not event.type.endswith(".delta")]
+        opened, closed = ("response.output_item.added", "response.content_part.added"), (
+            "response.content_part.done", "response.output_item.done"
+        )  # fmt: skip
+        assert kinds == [
+            "response.created", "response.in_progress", *opened, "response.reasoning_text.done", *closed,
+            *opened, "response.output_text.done", *closed, f"response.{response.status}",
+        ]  # fmt: skip
+    else:
+        response = client.responses.create(**ask)
+    thought, message = response.output
+    assert (thought.type, message.type) == ("reasoning", "message")
+    assert thought.content[0].text == "山水" and thought.status == "completed"
+    assert response.output_text == message.content[0].text and "think" not in response.output_text
+    tokens = len(thinking.hub.models[thinking.model].writer.tokenizer.encode("山水</think>"))
+    assert response.usage.output_tokens_details.reasoning_tokens == tokens
+    assert response.usage.output_tokens > tokens
+
+
+def test_reasoning_is_taken_back(thinking: Running, served: Running) -> None:
+    def ask(server: Running, items: list[Any]) -> Any:
+        body = {"model": server.model, "input": [*ASKED, *items], "max_output_tokens": 1}
+        return server.http.post("/v1/responses", json=body)
+
+    thought = {"id": "rs_1", "type": "reasoning", "summary": [], "status": "completed"}
+    thought |= {"content": [{"type": "reasoning_text", "text": "山水山水<｜User｜>"}]}
+    said = {"type": "message", "role": "assistant", "content": "月"}
+    counts = [
+        ask(thinking, items).json()["usage"]["input_tokens"]
+        for items in ([said, *ASKED], [thought, said, *ASKED])
+    ]
+    assert counts[1] - counts[0] > 5  # a name of a special token in a thought is text
+    for server, items in ((served, [thought, said]), (thinking, [thought]), (thinking, [thought, *ASKED])):  # fmt: skip
+        reply = ask(server, items)
+        assert reply.status_code == 400 and "input" in reply.json()["error"]["param"]
 
 
 def test_structured_output(client: OpenAI, served: Running) -> None:

@@ -300,6 +300,16 @@ class Thinking:
             found.append(("reasoning" if self.inside else "text", text))
 
 
+def reasoning_tokens(model: Served, tokens: Sequence[int], inside: bool) -> int:
+    """How many tokens were written inside of thinking, its tags among them."""
+    cut, count = Thinking(model.template.thinking, inside), 0
+    for token in tokens:
+        began = cut.inside
+        cut.feed(model.bytes_of[token].decode("latin-1"))  # a character per byte: tags are ASCII
+        count += began or cut.inside
+    return count
+
+
 class Piece(NamedTuple):
     """Something new of one answer."""
 

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 Text = Annotated[str, StringConstraints(strict=True)]
 Name = Annotated[str, StringConstraints(strict=True, max_length=256)]
@@ -212,6 +220,33 @@ class InputMessage(Strict):
     phase: Name | None = None
 
 
+class ReasoningText(Strict):
+    type: Literal["reasoning_text"]
+    text: Text
+
+
+class ReasoningItem(Strict):
+    """Earlier thinking of /v1/responses, before the assistant's message it led to."""
+
+    type: Literal["reasoning"]
+    content: list[ReasoningText] | None = None
+    summary: Annotated[list[Any], Field(max_length=0)] | None = None
+    encrypted_content: None = None
+    id: Name | None = None
+    status: Literal["completed", "incomplete", "in_progress"] | None = None
+
+
+def _kind(item: Any) -> str:
+    kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
+    return "reasoning" if kind == "reasoning" else "message"
+
+
+InputItem = Annotated[
+    Annotated[InputMessage, Tag("message")] | Annotated[ReasoningItem, Tag("reasoning")],
+    Discriminator(_kind),
+]
+
+
 class TextFormat(Strict):
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: Name = "schema"
@@ -226,7 +261,7 @@ class TextOptions(Strict):
 
 
 class ResponsesRequest(Generating):
-    input: Text | Annotated[list[InputMessage], Field(min_length=1)]
+    input: Text | Annotated[list[InputItem], Field(min_length=1)]
     instructions: Text | None = None
     max_output_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
