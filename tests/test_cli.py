@@ -65,7 +65,7 @@ def written(recipe: Path, text: str) -> Path:
 # --------------------------------------------------------------------------- what works
 
 
-@pytest.mark.parametrize("verb", ["quickstart", "train", "generate", "evaluate", "info"])
+@pytest.mark.parametrize("verb", ["quickstart", "train", "generate", "evaluate", "export", "info"])
 def test_help_of_every_verb_shows_an_example(verb: str, capsys: Captured) -> None:
     with pytest.raises(SystemExit) as end:
         main([verb, "--help"])

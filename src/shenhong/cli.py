@@ -73,9 +73,10 @@ class _Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            known = f"choose from {', '.join(action.choices)}"
+            choices = [str(choice) for choice in action.choices]
+            known = f"choose from {', '.join(choices)}"
             raise argparse.ArgumentError(
-                action, f"{value} is not known{_nearest(value, action.choices)}, {known}"
+                action, f"{value} is not known{_nearest(str(value), choices)}, {known}"
             )
 
 
@@ -213,6 +214,34 @@ def parser() -> argparse.ArgumentParser:
         "models", metavar="MODEL", nargs="+", type=Path, help="run folders or model folders"
     )
     _add_serving(server)
+
+    out = verb(
+        "export",
+        export,
+        "write a finished model for other engines",
+        "shenhong export runs/poet --to gguf --bits 8 --out poet.gguf",
+    )
+    out.add_argument("model", metavar="MODEL", type=Path, help="a run folder or a model folder")
+    out.add_argument(
+        "--to",
+        choices=("hf", "gguf"),
+        required=True,
+        help="hf: a folder for transformers, vLLM, SGLang; gguf: a file for llama.cpp, Ollama, LM Studio",
+    )
+    out.add_argument("--out", type=Path, required=True, help="the folder or file to write")
+    out.add_argument(
+        "--bits",
+        type=int,
+        choices=(32, 16, 8, 4),
+        default=16,
+        help="size of a stored number (4 for gguf only)",
+    )
+    out.add_argument(
+        "--no-mtp",
+        action="store_true",
+        help="leave the multi-token-prediction layer out of a gguf file",
+    )
+    out.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
     about = verb("info", info, "say what a run or a model folder holds", "shenhong info runs/poet")
     about.add_argument("model", metavar="MODEL|RUN", type=Path)
@@ -423,6 +452,26 @@ def evaluate(options: argparse.Namespace) -> None:
         if options.json
         else pipeline.summary(options.model)
     )
+
+
+def export(options: argparse.Namespace) -> None:
+    from shenhong.export import save_folder, save_gguf
+    from shenhong.models import folder_of
+
+    folder = folder_of(options.model)
+    if options.to == "gguf":
+        done = save_gguf(folder, options.out, options.bits, multitoken=not options.no_mtp)
+    elif options.no_mtp:
+        raise UsageError("--no-mtp goes with --to gguf; a folder keeps every tensor")
+    else:
+        done = save_folder(folder, options.out, options.bits)
+    if options.json:
+        print(json.dumps({**done._asdict(), "path": str(done.path)}, ensure_ascii=False))
+    else:
+        kinds = ", ".join(f"{size / 1e6:.1f} MB {kind}" for kind, size in done.kinds.items())
+        print(f"{done.path}: {done.nbytes / 1e6:.1f} MB ({kinds})")
+        for note in done.notes:
+            print(note)
 
 
 def info(options: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """Which engine outside will open a model, and why another will not: their documented requirements as a table.
 
-A requirement is a test of the configuration and the reason a person is given. "refuses": the engine stops, or would
-compute something else. "slower": it opens the model, without the kernels made for it. Nothing here runs an engine.
+A requirement is a test of the configuration and the reason a person is given. "refuses": without it the engine stops,
+or would compute something else. "opens": it opens the model all the same. Nothing here runs an engine.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from shenhong.model import ModelConfig, Yarn
+from shenhong.model.attention import LATENT_NORM_EPS
 
-Effect = Literal["refuses", "slower"]
+Effect = Literal["refuses", "opens"]
 TRANSFORMERS, VLLM, SGLANG, LLAMA_CPP = "transformers", "vLLM", "SGLang", "llama.cpp"
 
 
@@ -108,9 +109,9 @@ _TABLE = [
     ),
     Requirement(
         LLAMA_CPP,
-        "refuses",
-        lambda c: not _mla(c) or c.rms_norm_eps == 1e-6,
-        "it uses one rms_norm_eps everywhere, the latent norms have 1e-6",
+        "opens",
+        lambda c: not _mla(c) or c.rms_norm_eps == LATENT_NORM_EPS,
+        "it gives rms_norm_eps to the latent norms too, which have 1e-6: logits differ a little",
     ),
 ]
 
