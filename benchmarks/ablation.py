@@ -96,7 +96,7 @@ class Trainings:
     def curve(
         self, name: str, config: ModelConfig, settings: TrainSettings, seed: int, steps: int
     ) -> Curve:
-        described = json.dumps([config.model_dump(), settings.model_dump(), steps], sort_keys=True)
+        described = json.dumps([asdict(config), settings.model_dump(), steps], sort_keys=True)
         digest = hashlib.sha256(described.encode()).hexdigest()[:8]
         kept = self.out / f"{name.replace(' ', '-')}-{settings.lr:g}-{seed}-{steps}-{digest}.json"
         if kept.exists():
