@@ -13,13 +13,11 @@ from typing import Any
 
 import httpx
 import torch
-import uvicorn
 from openai import OpenAI
 
 from shenhong.serve import Limits, Settings
-from shenhong.serve.app import create_app
 from shenhong.serve.hub import Hub
-from shenhong.serve.server import Server, listen
+from shenhong.serve.server import Server, config_of, listen
 
 # Tests ask fast and often.
 FREE = Limits(requests_per_minute=10**6, tokens_per_minute=10**9)
@@ -72,10 +70,7 @@ def running(models: Path | list[Path], data: Path, **settings: Any) -> Iterator[
     chosen = replace(Settings(port=0, data=data, limits=FREE, drain_seconds=1), **settings)
     with listen(chosen) as bound:
         hub = Hub(chosen, paths, torch.float32)
-        config = uvicorn.Config(
-            create_app(hub), log_level="critical", lifespan="on", timeout_graceful_shutdown=2
-        )
-        server = Server(config, hub)
+        server = Server(config_of(hub, "critical"), hub)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"

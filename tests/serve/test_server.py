@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,76 @@ def test_a_reader_that_takes_nothing_is_let_go(tiny: Tiny, tmp_path: Path) -> No
             assert server.chat().status_code == 200  # others go on meanwhile
             assert server.idle(15)
         assert server.chat().status_code == 200
+
+
+def drip(port: int, head: bytes, every: float, stop: threading.Event) -> float:
+    """Sends a byte of `b"a"` now and then behind `head`; seconds until the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", port)) as one:
+        one.settimeout(every)
+        begun = time.monotonic()
+        one.sendall(head)
+        while not stop.is_set():
+            try:
+                one.sendall(b"a")
+                if one.recv(65536) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        return time.monotonic() - begun
+
+
+HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+DRIPS = {
+    "nothing": b"",
+    "a head": HEAD + b"X-Slow: ",
+    "a second head": HEAD + b"\r\n" + HEAD + b"X-Slow: ",
+    "a body nobody reads": HEAD + b"Content-Length: 9999\r\n\r\n",
+    "a body": b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n",
+}
+
+
+def test_who_sends_by_drops_is_let_go_and_others_are_not(tiny: Tiny, tmp_path: Path) -> None:
+    limits = replace(FREE, slow_head_seconds=0.6, slow_reader_seconds=0.6)
+    with running(tiny.run, tmp_path, limits=limits) as server, ThreadPoolExecutor(64) as pool:
+        stop = threading.Event()
+        slow = {
+            name: [pool.submit(drip, server.port, head, 0.05, stop) for _ in range(12)]
+            for name, head in DRIPS.items()
+        }
+        # A long answer outlives the time a head has, and so does a quiet connection between two requests.
+        patient = server.http
+        for _ in range(3):
+            assert server.chat(stream=True, max_tokens=100).status_code == 200
+            assert patient.get("/health").status_code == 200
+            time.sleep(0.5)
+        timer = threading.Timer(10, stop.set)
+        timer.start()
+        for name, ends in slow.items():
+            for end in ends:
+                assert 0.4 < end.result() < 5, name
+        timer.cancel()
+        assert server.chat().status_code == 200 and server.idle()
+
+
+def test_a_long_answer_outlives_the_time_of_a_head(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = replace(FREE, slow_head_seconds=0.2)
+    with running(tiny.run, tmp_path, limits=limits) as server:
+        engine = server.hub.models[server.model].writer.engine
+        step = engine.step
+
+        def slowly() -> Any:
+            time.sleep(0.02 if engine.busy else 0)
+            return step()
+
+        monkeypatch.setattr(engine, "step", slowly)
+        begun = time.monotonic()
+        reply = server.chat(max_tokens=40, stream=True, logit_bias={"1": -100})
+        assert time.monotonic() - begun > 0.6
+        assert reply.status_code == 200 and reply.text.endswith("data: [DONE]\n\n")
 
 
 def test_an_engine_that_fails_tells_and_goes_on(

@@ -218,9 +218,13 @@ class Guard:
         if length.isdigit() and int(length) > most:
             raise too_large
         chunks, size = [], 0
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
         while True:
+            # Every 64 KB that came give time for more, so a body by drops ends too.
+            until = begun + limits.slow_reader_seconds * (1 + size / 65_536)
             try:
-                async with asyncio.timeout(limits.slow_reader_seconds):
+                async with asyncio.timeout_at(until):
                     message = await receive()
             except TimeoutError:
                 raise Fault(408, "the body does not come", code="body_too_slow") from None

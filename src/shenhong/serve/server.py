@@ -21,6 +21,7 @@ import uvicorn
 
 from shenhong.errors import ServeError
 from shenhong.serve.app import create_app
+from shenhong.serve.connection import within
 from shenhong.serve.faults import stopping
 from shenhong.serve.guard import is_loopback
 from shenhong.serve.hub import Hub, Served
@@ -118,6 +119,22 @@ def _set_draft(model: Served, depth: int | None) -> None:
     engine.calibrate(prompt, min(DRAFT_TOKENS, model.context - len(prompt)), DEEPEST_DRAFT)
 
 
+def config_of(hub: Hub, log_level: str = "warning") -> uvicorn.Config:
+    """How uvicorn runs the application."""
+    return uvicorn.Config(
+        create_app(hub),
+        http=within(hub.limits.slow_head_seconds),
+        log_level=log_level,
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        timeout_graceful_shutdown=int(LAST_WORDS_SECONDS),
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=65_536,
+        proxy_headers=False,
+    )
+
+
 def serve(
     models: list[Path],
     settings: Settings,
@@ -130,18 +147,7 @@ def serve(
         hub = Hub(settings, models, dtype)
         for model in hub.models.values():
             _set_draft(model, settings.draft)
-        config = uvicorn.Config(
-            create_app(hub),
-            log_level="warning",
-            access_log=False,
-            lifespan="on",
-            server_header=False,
-            timeout_graceful_shutdown=int(LAST_WORDS_SECONDS),
-            timeout_keep_alive=30,
-            h11_max_incomplete_event_size=65_536,
-            proxy_headers=False,
-        )
-        server = Server(config, hub)
+        server = Server(config_of(hub), hub)
         say(f"{', '.join(hub.models)} at {address_of(bound)}  (Ctrl-C stops)")
         sys.stdout.flush()
         server.run(sockets=[bound])

@@ -32,6 +32,7 @@ class Limits:
         1_000_000, "tokens read and written a minute and key, where keys are set"
     )
     template_seconds: float = setting(2.0, "longest time a chat template may take")
+    slow_head_seconds: float = setting(10.0, "longest time the head of a request may take to come")
     slow_reader_seconds: float = setting(
         30.0, "a caller who sends or takes nothing so long is let go"
     )
