@@ -19,8 +19,8 @@ from shenhong.tokenizer import (
     USER,
     Tokenizer,
     TokenizerSettings,
-    _pre_tokenizer,
     byte_alphabet,
+    deepseek_v3_splits,
     train,
 )
 
@@ -48,9 +48,9 @@ def english():
 
 def test_ids_are_the_same_with_ideographs_isolated(poet, lines):
     saved = poet.backend.encode_batch_fast(lines, add_special_tokens=False)
-    poet.backend.pre_tokenizer = _pre_tokenizer(_ONE_IDEOGRAPH)
+    poet.backend.pre_tokenizer = deepseek_v3_splits(_ONE_IDEOGRAPH)
     isolated = poet.backend.encode_batch_fast(lines, add_special_tokens=False)
-    poet.backend.pre_tokenizer = _pre_tokenizer()
+    poet.backend.pre_tokenizer = deepseek_v3_splits()
     assert sum(a.ids != b.ids for a, b in zip(saved, isolated, strict=True)) == 0
     # and the fast path is the library
     ids, offsets = poet.encode_many(lines)

@@ -85,7 +85,7 @@ class TokenizerSettings(BaseModel):
     )
 
 
-def _pre_tokenizer(ideographs: str = _IDEOGRAPHS) -> pre_tokenizers.PreTokenizer:
+def deepseek_v3_splits(ideographs: str = _IDEOGRAPHS) -> pre_tokenizers.PreTokenizer:
     splits = (_DIGITS, ideographs, _PIECES)
     return pre_tokenizers.Sequence(
         [
@@ -98,7 +98,7 @@ def _pre_tokenizer(ideographs: str = _IDEOGRAPHS) -> pre_tokenizers.PreTokenizer
 def train(texts: Iterable[str], settings: TokenizerSettings) -> Tokenizer:
     """Train merges on the texts. Error: DataError when they are too few for the vocabulary."""
     backend = _Backend(models.BPE())
-    backend.pre_tokenizer = _pre_tokenizer(
+    backend.pre_tokenizer = deepseek_v3_splits(
         _ONE_IDEOGRAPH if settings.isolate_ideographs else _IDEOGRAPHS
     )
     trainer = trainers.BpeTrainer(
@@ -117,7 +117,7 @@ def train(texts: Iterable[str], settings: TokenizerSettings) -> Tokenizer:
             f"the corpus yields {found} tokens, fewer than tokenizer.vocab_size "
             f"{settings.vocab_size}; lower it to {found // 64 * 64} or add text"
         )
-    backend.pre_tokenizer = _pre_tokenizer()
+    backend.pre_tokenizer = deepseek_v3_splits()
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.Sequence(
         [

@@ -1,5 +1,7 @@
 """The architecture "deepseek2" of GGUF: what its tensors and metadata are called, and which part of ours they are.
 
+The tensors of "llama", "qwen2" and "qwen3" bear the same names, so `entries` serves these too.
+
 llama.cpp decodes with latent attention absorbed, so kv_b_proj is split in two there: k_b, transposed within each head,
 which takes a query to the latent, and v_b, which takes the latent to a value. All experts of a layer are one tensor.
 The multi-token-prediction layer is block number num_hidden_layers, its own parts under "nextn".
@@ -20,7 +22,7 @@ _TOP = {
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
-# Within a layer; ".weight" follows on both sides.
+# Within a layer; ".weight" or ".bias" follows on both sides.
 _LAYER = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -29,6 +31,10 @@ _LAYER = {
     "self_attn.q_b_proj": "attn_q_b",
     "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
     "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
@@ -74,12 +80,9 @@ def entries(decoder: Decoder, multitoken: bool = True) -> Iterator[Entry]:
         elif part == "mlp.gate.e_score_correction_bias":
             yield Entry(stem + "exp_probs_b.bias", tensor, exact=True)
         else:
-            called = _LAYER[part.removesuffix(".weight")]
-            yield Entry(
-                f"{stem}{called}.weight",
-                tensor,
-                exact=tensor.ndim == 1 or part == "mlp.gate.weight",
-            )
+            ours, kind = part.rsplit(".", 1)
+            exact = tensor.ndim == 1 or part == "mlp.gate.weight"
+            yield Entry(f"{stem}{_LAYER[ours]}.{kind}", tensor, exact=exact)
 
 
 def metadata(config: ModelConfig, multitoken: bool = True) -> dict[str, str | int | float | bool]:

@@ -53,8 +53,9 @@ class Decoder(nn.Module):
     sin: Tensor
 
     def __init__(
-        self, config: ModelConfig, seed: int = 0, compute_dtype: torch.dtype = torch.float32
+        self, config: ModelConfig, seed: int | None = 0, compute_dtype: torch.dtype = torch.float32
     ) -> None:
+        """``seed`` None leaves matrices as memory was: for a loader that fills them all."""
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype
@@ -65,7 +66,8 @@ class Decoder(nn.Module):
         cos, sin = rope_tables(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.initialise(seed)
+        if seed is not None:
+            self.initialise(seed)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

@@ -10,7 +10,10 @@ import math
 import torch
 from torch import Tensor
 
+from shenhong.errors import ModelError
 from shenhong.model.config import LinearRope, Llama3Rope, ModelConfig, Yarn
+
+LARGEST = 1 << 28  # numbers in both tables
 
 
 def magnitude(factor: float, mscale: float) -> float:
@@ -28,8 +31,16 @@ def softmax_scale(config: ModelConfig) -> float:
 
 
 def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin, each [max_position_embeddings, r/2] fp32, YaRN's amplitude included."""
+    """cos and sin, each [max_position_embeddings, r/2] fp32, YaRN's amplitude included.
+
+    Error: ModelError for a context that no real model has at this width.
+    """
     r, scaling = config.rotary_dim, config.rope_scaling
+    if config.max_position_embeddings * r > LARGEST:
+        raise ModelError(
+            f"max_position_embeddings {config.max_position_embeddings} with {r} rotated numbers a head "
+            f"needs tables of more than {4 * LARGEST >> 20} MiB; lower it"
+        )
     wavelength = config.rope_theta ** (torch.arange(0, r, 2, dtype=torch.float32) / r)
     frequency, amplitude = 1.0 / wavelength, 1.0
     if isinstance(scaling, Yarn):
@@ -41,15 +52,19 @@ def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
         else:
             amplitude = magnitude(scaling.factor, 1.0)
     elif isinstance(scaling, Llama3Rope):
-        # Turns within the original context decide: slow pairs are stretched, fast ones are not.
-        turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
-        span = scaling.high_freq_factor - scaling.low_freq_factor
-        keep = ((turns - scaling.low_freq_factor) / span).clamp(0, 1)
-        frequency = frequency * keep + frequency / scaling.factor * (1 - keep)
+        frequency = stretched(frequency, scaling)
     elif isinstance(scaling, LinearRope):
         frequency = frequency / scaling.factor
     angle = torch.arange(config.max_position_embeddings, dtype=torch.float32)[:, None] * frequency
     return angle.cos() * amplitude, angle.sin() * amplitude
+
+
+def stretched(frequency: Tensor, rope: Llama3Rope) -> Tensor:
+    """Turns within the original context decide: slow pairs are divided by the factor, fast ones are not."""
+    turns = rope.original_max_position_embeddings * frequency / (2 * math.pi)
+    span = rope.high_freq_factor - rope.low_freq_factor
+    keep = ((turns - rope.low_freq_factor) / span).clamp(0, 1)
+    return frequency * keep + frequency / rope.factor * (1 - keep)
 
 
 def _extrapolated_share(yarn: Yarn, r: int, theta: float) -> Tensor:

@@ -1,0 +1,135 @@
+"""The tokenizer inside a GGUF file: byte-level BPE ("gpt2") whose way of splitting text is only given by name.
+
+tokenizer.ggml.tokens, token_type, merges     vocabulary, kinds of tokens, merges "a b" in their order
+tokenizer.ggml.pre                            the name of the splits; each known one is spelled out below
+tokenizer.ggml.{bos,eos,padding,eot}_token_id, add_bos_token; tokenizer.chat_template
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import gguf
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from shenhong.errors import ModelError
+from shenhong.export.gguf_file import GgufFile
+from shenhong.tokenizer import Special, Tokenizer, deepseek_v3_splits
+
+_Kind = gguf.TokenType
+Splits = pre_tokenizers.PreTokenizer
+T = TypeVar("T", str, int)
+
+
+class _Pre(NamedTuple):
+    """What a name in tokenizer.ggml.pre stands for in the tokenizer the file was made from."""
+
+    splits: Callable[[], Splits]
+    begins: bool = False  # whether a text begins with bos where the file does not say
+    whole_first: bool = False  # a piece that is a token needs no merges
+    composes: bool = False  # text is brought to NFC first
+
+
+def _gpt2(digits: bool) -> Splits:
+    rest = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if not digits:
+        return rest
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), rest])
+
+
+def _words(digits: str) -> Splits:
+    """The splits of GPT-4's tokenizer, which Llama 3 and Qwen took over."""
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+        + digits
+        + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([split, plain])
+
+
+_PRE = {
+    "gpt-2": _Pre(lambda: _gpt2(digits=False)),
+    "smollm": _Pre(lambda: _gpt2(digits=True)),
+    "starcoder": _Pre(lambda: _gpt2(digits=True)),
+    "llama-bpe": _Pre(lambda: _words(r"\p{N}{1,3}"), begins=True, whole_first=True),
+    "qwen2": _Pre(lambda: _words(r"\p{N}"), composes=True),
+    "deepseek-v3": _Pre(deepseek_v3_splits, begins=True),
+}
+# Tokens that end an answer in the templates of today, whatever the file calls its eos.
+_ENDS = ("<|im_end|>", "<|eot_id|>")
+
+
+def gguf_tokenizer(file: GgufFile) -> Tokenizer:
+    """The tokenizer as an object of the `tokenizers` library that gives the ids of the original.
+
+    Error: ModelError where the file has none, another kind, or one that contradicts itself.
+    """
+    try:
+        return _built(file)
+    except ModelError as error:
+        raise ModelError(f"{file.path}: {error}") from None
+    except Exception as error:  # the library raises bare Exception
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise ModelError(f"{file.path}: the tokenizer is damaged ({reason})") from None
+
+
+def _built(file: GgufFile) -> Tokenizer:
+    kind, name = (_text(file, f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    if kind != "gpt2":
+        raise ModelError(f"tokenizer {kind!r:.40}; only byte-level BPE (gpt2) is read")
+    pre = _PRE.get(name or "")
+    if pre is None:
+        raise ModelError(f"tokenizer splits {name!r:.40}; those known are {', '.join(_PRE)}")
+    tokens = _list(file, "tokens", str)
+    types = _list(file, "token_type", int)
+    merges = [tuple(merge.split(" ")) for merge in _list(file, "merges", str)]
+    if not tokens or len(types) != len(tokens) or any(len(pair) != 2 for pair in merges):
+        raise ModelError("tokens, their types and merges do not fit together")
+    used = [i for i, type in enumerate(types) if type != _Kind.UNUSED]
+    vocabulary = {tokens[i]: i for i in used}
+    if len(vocabulary) != len(used):
+        raise ModelError("two tokens of the vocabulary are the same")
+    backend = Backend(
+        models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre.whole_first)  # type: ignore[arg-type]
+    )
+    backend.pre_tokenizer = pre.splits()
+    backend.decoder = decoders.ByteLevel()
+    if pre.composes:
+        backend.normalizer = normalizers.NFC()
+    # In the order of their ids, as the library numbers those it meets anew.
+    for i in used:
+        if types[i] in (_Kind.CONTROL, _Kind.USER_DEFINED) and tokens[i]:
+            special = types[i] == _Kind.CONTROL
+            backend.add_tokens([AddedToken(tokens[i], special=special, normalized=False)])
+    bos, eos, pad, eot = (_token(file, tokens, key) for key in ("bos", "eos", "padding", "eot"))
+    begins = file.metadata.get("tokenizer.ggml.add_bos_token", pre.begins)
+    ends = [vocabulary[end] for end in (*_ENDS, eot) if end in vocabulary]
+    template = _text(file, "tokenizer.chat_template")
+    return Tokenizer(backend, special=Special(bos, eos, pad, begins is True, template, tuple(ends)))
+
+
+def _text(file: GgufFile, key: str) -> str | None:
+    value = file.metadata.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _list(file: GgufFile, name: str, kind: type[T]) -> list[T]:
+    values = file.metadata.get(f"tokenizer.ggml.{name}")
+    if not isinstance(values, list) or not all(type(value) is kind for value in values):
+        raise ModelError(
+            f"metadata tokenizer.ggml.{name} is missing or not a list of {kind.__name__}"
+        )
+    return values  # type: ignore[return-value]
+
+
+def _token(file: GgufFile, tokens: list[str], name: str) -> str | None:
+    number = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
+    if number is None:
+        return None
+    if type(number) is not int or not 0 <= number < len(tokens):
+        raise ModelError(f"tokenizer.ggml.{name}_token_id is {number!r:.40}, not one of its tokens")
+    return tokens[number]
