@@ -4,31 +4,39 @@
     tokenizer.json  tokenizer_config.json  chat_template.jinja  (copied)
 
 On disk every expert has its own three matrices, as in DeepSeek's own files, and the MTP layer (number
-num_hidden_layers) carries copies of the embedding and the head, which engines load it with. Nothing here unpickles
-or runs what it reads.
+num_hidden_layers) carries copies of the embedding and the head, which engines load it with. In FP8 the matrices of the
+layers are stored as ``numerics/fp8.py`` says, beside a tensor of scales each; all else is bfloat16. Nothing here
+unpickles or runs what it reads.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from shenhong.errors import ModelError
-from shenhong.model import Decoder
-from shenhong.model.hf_config import Precision, read_config, to_hf
+from shenhong.export import shards
+from shenhong.export.shards import INDEX, SINGLE, Stored
+from shenhong.model import Decoder, ModelConfig
+from shenhong.model.hf_config import FP8, read_config, to_hf
 from shenhong.model.rope import half_split, interleaved
+from shenhong.numerics import fp8
 from shenhong.run import atomic_folder
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+log = logging.getLogger("shenhong.export")
+
+Precision = Literal["float32", "bfloat16", "float8"]
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -40,6 +48,11 @@ SHARD_BYTES = 4_000_000_000
 PADDING = 512
 # What grouped-query attention rotates; in latent attention the pairs are neighbours on disk too.
 _HALVES = re.compile(r"self_attn\.(q_proj|k_proj|q_norm|k_norm)\.(weight|bias)$")
+# What is stored in FP8: the layers' matrices, but not the routers (mlp.gate) and not the MTP layer's eh_proj.
+_EIGHT_BITS = re.compile(r"\.(self_attn|mlp)\..*_proj(_with_mqa)?\.weight$")
+SCALES = "_scale_inv"  # behind a matrix's name
+_OLD_TABLES = "rotary_emb.inv_freq"  # some older Llama folders carry what follows from config.json
+_FLOATS: tuple[str, ...] = ("F32", "BF16", "F16")
 
 
 class Entry(NamedTuple):
@@ -49,7 +62,9 @@ class Entry(NamedTuple):
     view: Tensor  # shares memory with the decoder
     is_copy: bool = False  # on disk a second time; loading only compares it
     exact: bool = False  # kept in fp32 whatever the folder's precision
-    halves: int = 0  # width of heads whose rotated pairs are (i, i + width/2) on disk and neighbours here
+    halves: int = (
+        0  # width of heads whose rotated pairs are (i, i + width/2) on disk and neighbours here
+    )
 
 
 def entries(decoder: Decoder) -> Iterator[Entry]:
@@ -93,7 +108,16 @@ def save_model(
     generation_config.json (temperature, ...). The same decoder always gives the same bytes.
     """
     folder, config = Path(folder), decoder.config
-    text = json.dumps(to_hf(config, dtype), indent=2)
+    values = to_hf(config, "float32" if dtype == "float32" else "bfloat16")
+    if dtype == "float8":
+        whole = [
+            entry.name.removesuffix(".weight")
+            for entry in entries(decoder)
+            if _EIGHT_BITS.search(entry.name) and not _in_eight_bits(entry)
+        ]
+        if whole:
+            log.warning("%d matrices do not divide into blocks and stay bfloat16", len(whole))
+        values["quantization_config"] = FP8 | ({"modules_to_not_convert": whole} if whole else {})
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     said = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     said |= generation or {}
@@ -102,43 +126,58 @@ def save_model(
         check_tokenizer(Path(tokenizer), config.vocab_size)
         copied = [Path(tokenizer) / name for name in TOKENIZER_FILES]
     with atomic_folder(folder) as new:
-        (new / "config.json").write_text(text + "\n", encoding="utf-8")
+        (new / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         (new / "generation_config.json").write_text(
             json.dumps(said, indent=2) + "\n", encoding="utf-8"
         )
-        _write_tensors(decoder, new, getattr(torch, dtype))
+        _write_tensors(decoder, new, dtype)
         for path in copied:
             if path.exists():
                 shutil.copyfile(path, new / path.name)
     return folder
 
 
-def _write_tensors(decoder: Decoder, folder: Path, dtype: torch.dtype) -> None:
-    shards: list[list[Entry]] = [[]]
-    room = SHARD_BYTES
+def _in_eight_bits(entry: Entry) -> bool:
+    """Whether a matrix is stored in FP8. Transformers infers the blocks from the number of scales, so each side must be
+    a multiple of the block, or within one."""
+    sides = entry.view.shape
+    return bool(_EIGHT_BITS.search(entry.name)) and all(
+        side < fp8.BLOCK or side % fp8.BLOCK == 0 for side in sides
+    )
+
+
+def _stored(entry: Entry, dtype: Precision) -> dict[str, Tensor]:
+    """An entry as it is written: one tensor, or a matrix in FP8 and its scales."""
+    tensor = entry.view.detach()
+    tensor = half_split(tensor, entry.halves) if entry.halves else tensor
+    if dtype == "float8" and _in_eight_bits(entry):
+        q, scale = fp8.quantise(tensor.cpu())
+        return {entry.name: q, entry.name + SCALES: scale}
+    kept = torch.float32 if entry.exact or dtype == "float32" else torch.bfloat16
+    # A copy each: safetensors refuses tensors that share memory.
+    return {entry.name: tensor.to("cpu", kept, copy=True).contiguous()}
+
+
+def _write_tensors(decoder: Decoder, folder: Path, dtype: Precision) -> None:
+    files: list[list[Entry]] = [[]]
+    room, bytes_each = SHARD_BYTES, 4 if dtype == "float32" else 2
     for entry in entries(decoder):
-        size = entry.view.numel() * dtype.itemsize
-        if size > room and shards[-1]:
-            shards.append([])
+        size = entry.view.numel() * bytes_each
+        if size > room and files[-1]:
+            files.append([])
             room = SHARD_BYTES
-        shards[-1].append(entry)
+        files[-1].append(entry)
         room -= size
-    total, where = 0, {}
-    for number, shard in enumerate(shards, 1):
-        file = (
-            SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        )
-        tensors = {}
-        for entry in shard:
-            kept = torch.float32 if entry.exact else dtype
-            # A copy each: safetensors refuses tensors that share memory.
-            tensor = entry.view.detach().to("cpu", kept, copy=True)
-            tensor = half_split(tensor, entry.halves) if entry.halves else tensor
-            tensors[entry.name] = tensor.contiguous()
-            total += tensors[entry.name].nbytes
-            where[entry.name] = file
+    total, where = 0, dict[str, str]()
+    for number, part in enumerate(files, 1):
+        file = SINGLE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        tensors: dict[str, Tensor] = {}
+        for entry in part:
+            tensors |= _stored(entry, dtype)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+        where |= dict.fromkeys(tensors, file)
         save_file(tensors, folder / file, metadata={"format": "pt"})
-    if len(shards) > 1:
+    if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
@@ -147,86 +186,91 @@ def _write_tensors(decoder: Decoder, folder: Path, dtype: torch.dtype) -> None:
 
 
 def load_model(folder: str | Path, compute_dtype: torch.dtype = torch.float32) -> Decoder:
-    """The decoder of a finished model folder, fp32 parameters.
+    """The decoder of a finished model folder, fp32 parameters; beside it a small part of the files is in memory.
 
-    ``ModelError`` names what does not fit: an unsupported configuration, a missing, extra or wrong-shaped tensor, a
-    damaged file, a tokenizer of another size, or weights that are only there as pickle.
+    ``ModelError`` names what does not fit, before anything is allocated: an unsupported configuration, a missing, extra
+    or wrong-shaped tensor, a damaged file, a tokenizer of another size, or weights that are only there as pickle.
+    A multi-token-prediction layer that config.json names and the files lack is left out, and the log says so.
     """
     folder = Path(folder)
     config = read_config(folder / "config.json")
     if (folder / "tokenizer.json").exists():
         check_tokenizer(folder, config.vocab_size)
-    files = _tensor_files(folder)
-    decoder = Decoder(config, compute_dtype=compute_dtype)
-    wanted = {entry.name: entry for entry in entries(decoder)}
-    copies: list[tuple[Entry, Tensor]] = []
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a dict)
-                    entry = wanted.pop(name, None)
-                    if entry is None:
-                        raise ModelError(
-                            f"{path}: tensor {name} does not belong to this config.json"
-                        )
-                    tensor = _checked(file.get_tensor(name), entry, path)
-                    if entry.halves:
-                        tensor = interleaved(tensor, entry.halves)
-                    if entry.is_copy:
-                        copies.append((entry, tensor))
-                    else:
-                        entry.view.detach().copy_(tensor)
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} is damaged ({error}); copy the model folder again") from None
-    if wanted:
-        name = next(iter(wanted))
-        more = f" and {len(wanted) - 1} more" if len(wanted) > 1 else ""
-        raise ModelError(f"{folder}: tensor {name}{more} missing; copy the model folder again")
-    for entry, tensor in copies:
-        if not torch.equal(entry.view, tensor.to(entry.view.dtype)):
-            raise ModelError(f"{folder}: {entry.name} differs from the trunk's; it must be a copy")
+    stored = shards.headers(folder)
+    config = _with_layers_there(config, stored, folder)
+    with torch.device("meta"):
+        _check(_expected(Decoder(config, seed=None)), stored, folder)
+    decoder = Decoder(config, seed=None, compute_dtype=compute_dtype)
+    expected = _expected(decoder)
+    scales = {
+        name: tensor.clone()
+        for name, tensor in shards.read(stored, [n for n in stored if n.endswith(SCALES)])
+    }
+    copies = [name for name in stored if name in expected and expected[name].is_copy]
+    first = [name for name in stored if name in expected and not expected[name].is_copy]
+    for name, tensor in shards.read(stored, first + copies):
+        entry = expected[name]
+        if name + SCALES in scales:
+            tensor = fp8.dequantise(tensor, scales[name + SCALES])
+        if entry.halves:
+            tensor = interleaved(tensor, entry.halves)
+        if not entry.is_copy:
+            entry.view.copy_(tensor)
+        elif not torch.equal(entry.view, tensor.to(entry.view.dtype)):
+            raise ModelError(f"{folder}: {name} differs from the trunk's; it must be a copy")
     return decoder
 
 
-def _checked(tensor: Tensor, entry: Entry, path: Path) -> Tensor:
-    if tensor.shape != entry.view.shape:
-        found, wanted = list(tensor.shape), list(entry.view.shape)
-        raise ModelError(
-            f"{path}: tensor {entry.name} is {found}, but config.json makes it {wanted}"
-        )
-    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ModelError(
-            f"{path}: tensor {entry.name} is {tensor.dtype}; expected 16 or 32-bit floats"
-        )
-    return tensor
+def _with_layers_there(config: ModelConfig, stored: dict[str, Stored], folder: Path) -> ModelConfig:
+    """The configuration without a multi-token-prediction layer of which no tensor is there."""
+    own = f"model.layers.{config.num_hidden_layers}."
+    if not config.num_nextn_predict_layers or any(name.startswith(own) for name in stored):
+        return config
+    log.warning(
+        "%s has no multi-token-prediction layer, though its config.json names one: opened without",
+        folder,
+    )
+    return dataclasses.replace(config, num_nextn_predict_layers=0)
 
 
-def _tensor_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: the one, or those its index names."""
-    if (folder / SINGLE).exists():
-        return [folder / SINGLE]
-    if not (folder / INDEX).exists():
-        pickles = [
-            p.name for kind in ("bin", "pt", "pth", "ckpt") for p in folder.glob(f"*.{kind}")
-        ]
-        if pickles:
+def _expected(decoder: Decoder) -> dict[str, Entry]:
+    """The entries by name, those that may be there among them."""
+    found = {entry.name: entry for entry in entries(decoder)}
+    if decoder.lm_head is None:
+        head = decoder.head_weight.detach()
+        found["lm_head.weight"] = Entry("lm_head.weight", head, is_copy=True)
+    return found
+
+
+def _check(expected: dict[str, Entry], stored: dict[str, Stored], folder: Path) -> None:
+    """Error: ModelError that names the first tensor which is missing, too much, or of another shape or kind."""
+    for name, there in stored.items():
+        path = there.path
+        matrix = name.removesuffix(SCALES)
+        if name.endswith(SCALES) and stored.get(matrix, there).kind == "F8_E4M3":
+            wanted = tuple(fp8.blocks(side) for side in stored[matrix].shape)
+            kinds, kind = _FLOATS, "16 or 32-bit floats"
+        elif name in expected:
+            wanted = tuple(expected[name].view.shape)
+            eight = name + SCALES in stored and len(wanted) == 2
+            kinds = ("F8_E4M3",) if eight else _FLOATS
+            kind = "16 or 32-bit floats, or FP8 with scales"
+        elif name.endswith(_OLD_TABLES):
+            continue
+        else:
+            raise ModelError(f"{path}: tensor {name} does not belong to this config.json")
+        if there.shape != wanted:
             raise ModelError(
-                f"{folder / pickles[0]} is a pickle, which can run code and is never opened; "
-                "convert it to safetensors"
+                f"{path}: tensor {name} is {list(there.shape)}, but config.json makes it {list(wanted)}"
             )
-        raise ModelError(f"{folder} has no {SINGLE}; give a finished model folder")
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        names = sorted(set(index["weight_map"].values()))
-        safe = all(Path(name).name == name for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{folder / INDEX} is damaged ({error}); copy the folder again") from None
-    if not safe:
-        raise ModelError(f"{folder / INDEX} names files outside its folder")
-    missing = [name for name in names if not (folder / name).exists()]
+        if there.kind not in kinds:
+            raise ModelError(f"{path}: tensor {name} is {there.kind}; expected {kind}")
+    missing = [name for name, e in expected.items() if not e.is_copy and name not in stored]
     if missing:
-        raise ModelError(f"{folder / missing[0]} is missing; copy the model folder again")
-    return [folder / name for name in names]
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"{folder}: tensor {missing[0]}{more} missing; copy the model folder again"
+        )
 
 
 def check_tokenizer(folder: Path, vocab_size: int) -> None:

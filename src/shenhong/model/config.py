@@ -172,6 +172,11 @@ class ModelConfig:
             raise ModelError(
                 'num_key_value_heads, head_dim, qkv_bias and qk_norm belong to attention "gqa"'
             )
+        if self.max_position_embeddings * self.rotary_dim > _ANGLES:
+            raise ModelError(
+                f"max_position_embeddings {self.max_position_embeddings} of {self.rotary_dim} rotated "
+                "numbers each make tables too large; lower max_position_embeddings"
+            )
         if self.q_lora_rank is not None and self.q_lora_rank < 1:
             raise ModelError("q_lora_rank must be at least 1, or absent for full-rank queries")
         rotated = "head_dim" if grouped else "qk_rope_head_dim"
@@ -269,6 +274,7 @@ _AT_LEAST_ONE = (
 _OF_LATENT = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 _OF_GROUPED = ("num_key_value_heads", "head_dim")
 _WIDTH = 2**20
+_ANGLES = 2**28  # of the rotary tables: at most a gigabyte
 _AT_MOST = {
     "vocab_size": 2**24,
     "num_hidden_layers": 1024,

@@ -72,7 +72,6 @@ _NO_BIAS = "its matrices have no bias here"
 _PLAIN = {
     "hidden_act": Only(("silu",), "silu", "the feed-forward block is SwiGLU"),
     "attention_bias": Only((False,), False, _NO_BIAS),
-    "quantization_config": Only((None,), None, "only unquantised weights are read"),
 }
 _FULL = "a sliding window is not computed here"
 _LATENT_ONLY = _PLAIN | {
@@ -245,6 +244,7 @@ def from_hf(values: dict[str, Any], where: str = "config.json") -> ModelConfig:
         kept["eos_token_id"] = kept["eos_token_id"][0]
     heads = values["num_attention_heads"]
     try:
+        _check_quantised(values.get("quantization_config"))
         if family.fixed.get("attention") == "gqa":
             kept |= _heads_from_hf(values)
         elif values.get("num_key_value_heads", heads) not in (heads, None):
@@ -270,6 +270,29 @@ def read_config(path: str | Path) -> ModelConfig:
     if not isinstance(values, dict):
         raise ModelError(f"{path} is not a JSON object")
     return from_hf(values, str(path))
+
+
+# DeepSeek-V3's FP8 weights, as they are written and the only quantised ones that are read.
+FP8 = {
+    "quant_method": "fp8",
+    "fmt": "e4m3",
+    "activation_scheme": "dynamic",
+    "weight_block_size": [128, 128],
+}
+
+
+def _check_quantised(said: Any) -> None:
+    if said is None:
+        return
+    good = isinstance(said, dict) and all(
+        said.get(name, value if name in ("fmt", "activation_scheme") else None) == value
+        for name, value in FP8.items()
+    )
+    if not good:
+        raise ModelError(
+            f"quantization_config is {said!r:.80}; besides none only fp8 with weight_block_size "
+            "[128, 128] is supported"
+        )
 
 
 def _heads_from_hf(values: dict[str, Any]) -> dict[str, Any]:
