@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from shenhong.errors import ModelError, UsageError
 from shenhong.export.gguf import Written
-from shenhong.export.huggingface import load_model, save_model
-from shenhong.model.hf_config import Precision
+from shenhong.export.huggingface import Precision, load_model, save_model
 
-PRECISIONS = {32: "float32", 16: "bfloat16", 8: "float8"}
+PRECISIONS: dict[int, Precision] = {32: "float32", 16: "bfloat16", 8: "float8"}
 
 
 def save_folder(folder: str | Path, out: str | Path, bits: int = 16) -> Written:
@@ -21,9 +20,9 @@ def save_folder(folder: str | Path, out: str | Path, bits: int = 16) -> Written:
     ModelError where the model does not load, RunError when the folder cannot be written.
     """
     folder, out = Path(folder), Path(out)
-    precision: Any = PRECISIONS.get(bits)
-    if precision not in get_args(Precision):
-        raise UsageError(f"--bits {bits} is not known for --to hf; choose 32 or 16")
+    precision = PRECISIONS.get(bits)
+    if precision is None:
+        raise UsageError(f"--bits {bits} goes with --to gguf; for --to hf choose 32, 16 or 8")
     if folder.resolve() == out.resolve() or folder.resolve().is_relative_to(out.resolve()):
         raise UsageError(f"--out {out} is where the model lies; choose another folder")
     if out.exists() and not (out / "config.json").is_file():

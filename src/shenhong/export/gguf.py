@@ -22,6 +22,7 @@ from shenhong.export.huggingface import Entry, check_tokenizer, load_model
 from shenhong.export.verdicts import LLAMA_CPP, objections
 from shenhong.model import ModelConfig
 from shenhong.run import atomic_file
+from shenhong.tokenizer import deepseek_v3_splits
 
 _Kind = gguf.GGMLQuantizationType
 KINDS = {32: _Kind.F32, 16: _Kind.F16, 8: _Kind.Q8_0, 4: _Kind.Q4_0}
@@ -33,13 +34,6 @@ _FILE_TYPES = {
 }
 _LARGEST_HALF = 65504.0
 _EMBEDDINGS = ("token_embd.weight", "output.weight")
-# The splits of a tokenizer.json that llama.cpp knows by name.
-_DEEPSEEK_V3 = [
-    r"\p{N}{1,3}",
-    "[一-龥぀-ゟ゠-ヿ]+",
-    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
-    r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""",
-]
 
 
 class Written(NamedTuple):
@@ -143,12 +137,8 @@ def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: ModelConfig) -
         values = json.loads(path.read_text(encoding="utf-8"))
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         model = values["model"]
-        splits = [
-            piece["pattern"]["Regex"]
-            for piece in values["pre_tokenizer"]["pretokenizers"]
-            if piece["type"] == "Split"
-        ]
-        if model["type"] != "BPE" or splits != _DEEPSEEK_V3 or values["normalizer"]:
+        splits = json.loads(deepseek_v3_splits().__getstate__())
+        if model["type"] != "BPE" or values["pre_tokenizer"] != splits or values["normalizer"]:
             raise ModelError(
                 f"{path} splits text in a way llama.cpp has no name for; only the splits of "
                 "DeepSeek-V3's tokenizer are exported"
