@@ -13,6 +13,7 @@ Prints a table, then one JSON line.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -43,7 +44,7 @@ _SPACES = [" ", "  ", "\n", "\r\n", "\t", " \n\n ", "\u3000", "\u00a0"]
 _MARKS = ["'s", "n't", "!?", "...", "——", "《》", "，。", "<｜User｜>", "<|x|>", "#foo", "(bar"]
 
 
-def open_llama(path: str | Path, **settings: Any) -> llama_cpp.Llama:
+def open_llama(path: str | Path, load_mtp: bool = False, **settings: Any) -> llama_cpp.Llama:
     """A GGUF file in llama.cpp. Its extra buffer types abort on any deepseek2 file where the CPU has AMX."""
     api = llama_cpp.llama_cpp
     plain = api.llama_model_default_params
@@ -51,6 +52,7 @@ def open_llama(path: str | Path, **settings: Any) -> llama_cpp.Llama:
     def parameters() -> Any:
         values = plain()
         values.use_extra_bufts = False
+        values.load_mtp = load_mtp
         return values
 
     f32 = llama_cpp.GGML_TYPE_F32
@@ -138,11 +140,57 @@ def tokenized_otherwise(path: str | Path, tokenizer: Tokenizer, strings: int) ->
     """The random strings that llama.cpp cuts into other tokens than ``tokenizer``."""
     llama, pick = open_llama(path, vocab_only=True), random.Random(0)
     texts = [random_text(pick) for _ in range(strings)]
+    ids, bounds = tokenizer.encode_many(texts)
+    ours = [ids[a:b].tolist() for a, b in itertools.pairwise(bounds)]
     return [
         text
-        for text in texts
-        if tokenizer.encode(text) != llama.tokenize(text.encode(), add_bos=False, special=False)
+        for text, our in zip(texts, ours, strict=True)
+        if our != llama.tokenize(text.encode(), add_bos=False, special=False)
     ]
+
+
+def measure(run: Path, prompts: int = 50, strings: int = 5000) -> dict[str, Any]:
+    """Prints the table of a finished run with its corpus, and returns its numbers."""
+    folder = folder_of(run)
+    writer, decoder = open_writer(folder), load_model(folder)
+    tokenizer = writer.tokenizer
+    held_out = pq.read_table(run / "corpus" / "test.parquet").slice(0, prompts)
+    asked = [tokenizer.encode_prompt(prompt) for prompt in held_out["prompt"].to_pylist()]
+    texts = [[*tokenizer.encode(text), tokenizer.eos_id] for text in held_out["text"].to_pylist()]
+    done = writer.engine.generate(asked, 100, sampling=Sampling(temperature=0), seed=0)
+    ours = [[token for token in one.tokens if token != tokenizer.eos_id] for one in done]
+    full = perplexity(lambda tokens: our_logits(decoder, tokens), asked, texts)
+    print(
+        f"{prompts} prompts; perplexity here {full:.4f}; llama-cpp-python {llama_cpp.__version__}"
+    )
+    print(
+        f"{'file':>14} {'MB':>6} {'equal texts':>12} {'largest gap':>12} {'perplexity':>11} {'change':>8}"
+    )
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for bits, multitoken in ((32, True), (16, True), (16, False), (8, True), (4, True)):
+            written = save_gguf(folder, Path(scratch) / "model.gguf", bits, multitoken=multitoken)
+            llama = open_llama(written.path)
+            theirs = [their_greedy(llama, prompt, 100, tokenizer.eos_id) for prompt in asked]
+            gaps = first_gaps(decoder, asked, ours, theirs)
+            there = perplexity(lambda tokens, on=llama: their_logits(on, tokens), asked, texts)
+            llama.close()
+            row = {
+                "file": f"{bits} bits" + ("" if multitoken else " no MTP"),
+                "megabytes": round(written.nbytes / 1e6, 1),
+                "equal": prompts - len(gaps),
+                "largest_gap": round(max(gaps, default=0.0), 5),
+                "perplexity": round(there, 4),
+                "change_percent": round(100 * (there / full - 1), 3),
+            }
+            rows.append(row)
+            print(
+                f"{row['file']:>14} {row['megabytes']:>6} {row['equal']:>6} of {prompts:>2} "
+                f"{row['largest_gap']:>12} {row['perplexity']:>11} {row['change_percent']:>7}%"
+            )
+        others = tokenized_otherwise(written.path, tokenizer, strings)
+    print(f"{len(others)} of {strings} random strings are other tokens there")
+    return {"perplexity": full, "files": rows, "other_tokens": len(others)}
 
 
 def main() -> None:
@@ -152,47 +200,7 @@ def main() -> None:
     options.add_argument("--strings", type=int, default=5000)
     chosen = options.parse_args()
     torch.set_num_threads(1)
-    folder = folder_of(chosen.run)
-    writer = open_writer(folder)
-    decoder, tokenizer = load_model(folder), writer.tokenizer
-    held_out = pq.read_table(chosen.run / "corpus" / "test.parquet").slice(0, chosen.prompts)
-    prompts = [tokenizer.encode_prompt(prompt) for prompt in held_out["prompt"].to_pylist()]
-    texts = [[*tokenizer.encode(text), tokenizer.eos_id] for text in held_out["text"].to_pylist()]
-    greedy = Sampling(temperature=0)
-    done = writer.engine.generate(prompts, 100, sampling=greedy, seed=0)
-    ours = [[token for token in one.tokens if token != tokenizer.eos_id] for one in done]
-    full = perplexity(lambda tokens: our_logits(decoder, tokens), prompts, texts)
-    print(
-        f"{len(prompts)} prompts; perplexity here {full:.4f}; llama-cpp-python {llama_cpp.__version__}"
-    )
-    print(
-        f"{'file':>12} {'MB':>7} {'equal texts':>12} {'largest gap':>12} {'perplexity':>11} {'change':>9}"
-    )
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for bits, multitoken in ((32, True), (16, True), (16, False), (8, True), (4, True)):
-            written = save_gguf(folder, Path(scratch) / "model.gguf", bits, multitoken=multitoken)
-            llama = open_llama(written.path)
-            theirs = [their_greedy(llama, prompt, 100, tokenizer.eos_id) for prompt in prompts]
-            gaps = first_gaps(decoder, prompts, ours, theirs)
-            there = perplexity(lambda tokens, on=llama: their_logits(on, tokens), prompts, texts)
-            llama.close()
-            row = {
-                "file": f"{bits} bits" + ("" if multitoken else " no MTP"),
-                "megabytes": round(written.nbytes / 1e6, 1),
-                "equal": len(prompts) - len(gaps),
-                "largest_gap": round(max(gaps, default=0.0), 5),
-                "perplexity": round(there, 4),
-                "change_percent": round(100 * (there / full - 1), 3),
-            }
-            rows.append(row)
-            print(
-                f"{row['file']:>12} {row['megabytes']:>7} {row['equal']:>9} of {len(prompts)} "
-                f"{row['largest_gap']:>9} {row['perplexity']:>11} {row['change_percent']:>8}%"
-            )
-        others = tokenized_otherwise(written.path, tokenizer, chosen.strings)
-    print(f"{len(others)} of {chosen.strings} random strings are other tokens there")
-    print(json.dumps({"full": full, "files": rows, "other_tokens": len(others)}))
+    print(json.dumps(measure(chosen.run, chosen.prompts, chosen.strings)))
 
 
 if __name__ == "__main__":
