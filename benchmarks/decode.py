@@ -138,7 +138,7 @@ def best_of(arms: list[Arm], prompts: list[list[int]], tokens: int, rounds: int)
 def cache_bytes(config: ModelConfig) -> dict[str, Any]:
     """In bfloat16, all layers of the trunk."""
     cache, layers = cache_numbers(config), config.num_hidden_layers
-    latent, heads = 2 * layers * cache.mla, 2 * layers * cache.mha
+    latent, heads = 2 * layers * cache.kept, 2 * layers * cache.mha
     return {"latent": latent, "multi_head": heads, "ratio": round(heads / latent, 1)}
 
 

@@ -163,7 +163,9 @@ def parser() -> argparse.ArgumentParser:
         "write with a trained model",
         'shenhong generate runs/poet "长城" --n 4',
     )
-    gen.add_argument("model", metavar="MODEL", type=Path, help="a run folder or a model folder")
+    gen.add_argument(
+        "model", metavar="MODEL", type=Path, help="a run folder, a model folder or a GGUF file"
+    )
     gen.add_argument(
         "prompt", help="what to say to the model; for the poet a title, or form and title"
     )
@@ -175,6 +177,11 @@ def parser() -> argparse.ArgumentParser:
     )
     gen.add_argument(
         "--rhyme", metavar="韵", default=None, help="rhyme asked of the poet, as in 阳 or 尤"
+    )
+    gen.add_argument(
+        "--plain",
+        action="store_true",
+        help="continue the prompt as bare text, asked by no template",
     )
     gen.add_argument("--n", type=_count, default=1, help="number of answers")
     gen.add_argument(
@@ -211,7 +218,11 @@ def parser() -> argparse.ArgumentParser:
         "shenhong serve runs/poet --port 8000",
     )
     server.add_argument(
-        "models", metavar="MODEL", nargs="+", type=Path, help="run folders or model folders"
+        "models",
+        metavar="MODEL",
+        nargs="+",
+        type=Path,
+        help="run folders, model folders or GGUF files",
     )
     _add_serving(server)
 
@@ -420,6 +431,7 @@ def generate(options: argparse.Namespace) -> None:
         options.top_k,
         options.top_p,
         options.seed,
+        options.plain,
     )
     if options.json:
         print(json.dumps({"prompt": prompt, "answers": answers}, ensure_ascii=False))
@@ -435,12 +447,22 @@ def _answers(
     top_k: int,
     top_p: float,
     seed: int,
+    plain: bool = False,
 ) -> list[str]:
     from shenhong.engine import Sampling
     from shenhong.models import open_writer
+    from shenhong.serve.template import asking
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    return open_writer(model).answer(prompts, max_tokens, sampling, seed)
+    writer = open_writer(model)
+    tokenizer = writer.tokenizer
+    if plain:
+        bare = lambda text: [*tokenizer.begin, *tokenizer.encode(text)]  # noqa: E731
+        return writer.answer(prompts, max_tokens, sampling, seed, bare)
+    if tokenizer.own or tokenizer.special.template is None:
+        return writer.answer(prompts, max_tokens, sampling, seed)
+    with asking(model, tokenizer) as ask:
+        return writer.answer(prompts, max_tokens, sampling, seed, ask)
 
 
 def evaluate(options: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
-"""What a person calls MODEL, a run folder or a finished model folder: find it, open it, describe it."""
+"""What a person calls MODEL, a run folder, a finished model folder or a GGUF file: find it, open it, describe it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,9 +10,12 @@ import torch
 
 from shenhong.engine import Engine, Sampling
 from shenhong.errors import ModelError
-from shenhong.export import load_model
+from shenhong.export import load_model, open_gguf
+from shenhong.export.gguf_model import gguf_config, load_gguf
+from shenhong.export.gguf_tokenizer import gguf_tokenizer
+from shenhong.model import Decoder, ModelConfig
 from shenhong.model.counts import cache_numbers, forward_flops, parameters
-from shenhong.model.hf_config import read_config
+from shenhong.model.hf_config import FAMILIES, model_type, read_config
 from shenhong.tokenizer import Tokenizer
 
 KEYS_SEEN = 64  # by a token on average, where a cost depends on it
@@ -24,17 +28,51 @@ class Writer(NamedTuple):
     tokenizer: Tokenizer
 
     def answer(
-        self, prompts: list[str], max_tokens: int, sampling: Sampling, seed: int
+        self,
+        prompts: list[str],
+        max_tokens: int,
+        sampling: Sampling,
+        seed: int,
+        ask: Callable[[str], list[int]] | None = None,
     ) -> list[str]:
-        """One answer a prompt, in order. Error: RequestError."""
-        ids = [self.tokenizer.encode_prompt(prompt) for prompt in prompts]
+        """One answer a prompt, in order. ``ask``: the prompt's tokens, where not our own template makes them.
+
+        Error: RequestError.
+        """
+        ids = [(ask or self.tokenizer.encode_prompt)(prompt) for prompt in prompts]
         done = self.engine.generate(ids, max_tokens, sampling=sampling, seed=seed)
         return [self.tokenizer.decode(completion.tokens) for completion in done]
 
 
+class Source(NamedTuple):
+    """A finished model on disk: its folder or its GGUF file, its shape and its tokenizer."""
+
+    path: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+
+    def decoder(self) -> Decoder:
+        return load_gguf(self.path) if is_gguf(self.path) else load_model(self.path)
+
+
+def is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
+
+
+def open_source(path: Path) -> Source:
+    """Reads all but the weights. Error: ModelError."""
+    place = folder_of(path)
+    if is_gguf(place):
+        file = open_gguf(place)
+        return Source(place, gguf_config(file), gguf_tokenizer(file))
+    return Source(place, read_config(place / "config.json"), Tokenizer.load(place))
+
+
 def folder_of(path: Path) -> Path:
-    """The Hugging Face folder MODEL means. Error: ModelError with the remedy."""
+    """The Hugging Face folder, or the GGUF file, that MODEL means. Error: ModelError with the remedy."""
     path = Path(path)
+    if is_gguf(path) and path.is_file():
+        return path
     if (path / "config.json").is_file():
         return path
     if (path / "model" / "config.json").is_file():
@@ -44,26 +82,25 @@ def folder_of(path: Path) -> Path:
             f"{path} has no finished model yet; 'shenhong train {path}' goes on with it"
         )
     what = "has no config.json" if path.exists() else "does not exist"
-    raise ModelError(f"{path} {what}; give a run folder such as runs/poet, or a model folder")
+    raise ModelError(
+        f"{path} {what}; give a run folder such as runs/poet, a model folder or a GGUF file"
+    )
 
 
 def open_writer(path: Path, dtype: torch.dtype = torch.float32) -> Writer:
     """Load a model for writing. float32 keeps a request's text independent of its batch."""
-    folder = folder_of(path)
-    tokenizer = Tokenizer.load(folder)
-    return Writer(Engine(load_model(folder), tokenizer, dtype), tokenizer)
+    source = open_source(path)
+    return Writer(Engine(source.decoder(), source.tokenizer, dtype), source.tokenizer)
 
 
 def facts(path: Path) -> dict[str, Any]:
     """What a model is and costs, for people and scripts."""
-    folder = folder_of(path)
-    config = read_config(folder / "config.json")
+    place, config, tokenizer = open_source(path)
     size, cache = parameters(config), cache_numbers(config)
-    tokenizer = Tokenizer.load(folder)
     layers = config.num_hidden_layers
     return {
-        "folder": str(folder),
-        "architecture": "DeepseekV3ForCausalLM",
+        "file" if is_gguf(place) else "folder": str(place),
+        "architecture": FAMILIES[model_type(config)].architecture,
         "layers": layers,
         "parameters": size.total,
         "active parameters": size.active,
@@ -72,7 +109,7 @@ def facts(path: Path) -> dict[str, Any]:
         if config.expert_layers
         else "none",
         f"forward FLOPs per token ({KEYS_SEEN} keys seen)": round(forward_flops(config, KEYS_SEEN)),
-        "cache bytes per token (bfloat16)": 2 * cache.mla * layers,
+        "cache bytes per token (bfloat16)": 2 * cache.kept * layers,
         "cache bytes per token of multi-head attention": 2 * cache.mha * layers,
         "context": config.max_position_embeddings,
         "vocabulary": tokenizer.vocab_size,

@@ -221,7 +221,7 @@ def test_cache_numbers_of_deepseek_v3():
         num_nextn_predict_layers=1,
     )
     # The published 3,997,696 counts 128-wide keys: without RoPE dims.
-    assert cache_numbers(v3).mla * 61 * 2 == 70_272
+    assert cache_numbers(v3).kept * 61 * 2 == 70_272
     assert (cache_numbers(v3).mha - 128 * 64) * 61 * 2 == 3_997_696
     counted = parameters(v3)
     assert round(counted.total / 1e9) == 671

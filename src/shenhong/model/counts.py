@@ -29,18 +29,20 @@ class Parameters(NamedTuple):
 
 
 class CacheNumbers(NamedTuple):
-    """Numbers kept per token and layer: the latent and its rotated key, against every head's keys and values."""
+    """Numbers kept per token and layer: by the model's own attention, and if every head kept its keys and values."""
 
-    mla: int
+    kept: int
     mha: int
 
 
 def attention_matrices(config: ModelConfig) -> int:
     """Entries of one layer's attention matrices."""
     D, H = config.hidden_size, config.num_attention_heads
-    d, v = config.qk_head_dim, config.v_head_dim
+    d, v = _head(config)
     if config.attention == "mha":
         return D * H * (2 * d + v) + H * v * D
+    if config.attention == "gqa":
+        return D * d * (2 * H + 2 * config.num_key_value_heads)
     R, rank = config.kv_lora_rank, config.q_lora_rank
     queries = D * H * d if rank is None else D * rank + rank * H * d
     latent = D * (R + config.qk_rope_head_dim) + R * H * (config.qk_nope_head_dim + v)
@@ -62,12 +64,21 @@ def block_matrices(config: ModelConfig, layer: int) -> tuple[int, int]:
     )
 
 
+def _head(config: ModelConfig) -> tuple[int, int]:
+    """Widths of a query and of a value."""
+    return config.qk_head_dim, config.head_dim if config.attention == "gqa" else config.v_head_dim
+
+
 def _norms(config: ModelConfig) -> int:
-    """Norm weights of one layer."""
-    latents = 0
+    """Norm weights and biases of one layer."""
+    inner = 0
     if config.attention == "mla":
-        latents = config.kv_lora_rank + (config.q_lora_rank or 0)
-    return 2 * config.hidden_size + latents
+        inner = config.kv_lora_rank + (config.q_lora_rank or 0)
+    elif config.qkv_bias:
+        inner = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    if config.qk_norm:
+        inner += 2 * config.head_dim
+    return 2 * config.hidden_size + inner
 
 
 def parameters(config: ModelConfig) -> Parameters:
@@ -91,7 +102,7 @@ def forward_flops(config: ModelConfig, mean_context: float, multitoken: bool = F
     ``multitoken`` adds the MTP layer and its pass through the head.
     """
     D, H, L = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
-    attention = 2 * H * (config.qk_head_dim + config.v_head_dim) * mean_context
+    attention = 2 * H * sum(_head(config)) * mean_context
     head = 2 * D * config.vocab_size
     trunk = sum(2 * block_matrices(config, layer)[1] + attention for layer in range(L)) + head
     if not multitoken:
@@ -100,8 +111,9 @@ def forward_flops(config: ModelConfig, mean_context: float, multitoken: bool = F
 
 
 def cache_numbers(config: ModelConfig) -> CacheNumbers:
-    H = config.num_attention_heads
-    return CacheNumbers(
-        mla=config.kv_lora_rank + config.qk_rope_head_dim,
-        mha=H * (config.qk_head_dim + config.v_head_dim),
-    )
+    every_head = config.num_attention_heads * sum(_head(config))
+    if config.attention == "gqa":
+        return CacheNumbers(2 * config.num_key_value_heads * config.head_dim, every_head)
+    if config.attention == "mha":
+        return CacheNumbers(every_head, every_head)
+    return CacheNumbers(config.kv_lora_rank + config.qk_rope_head_dim, every_head)

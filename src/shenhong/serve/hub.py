@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from shenhong.models import Writer, facts, folder_of, open_writer
+from shenhong.models import Writer, facts, folder_of, is_gguf, open_writer
 from shenhong.serve.engine_thread import EngineThread
 from shenhong.serve.faults import Fault
 from shenhong.serve.guard import Keys
@@ -46,16 +46,17 @@ class Served:
 
 
 def open_models(paths: list[Path], dtype: torch.dtype, settings: Settings) -> dict[str, Served]:
-    """Load all, by id: a run's or a folder's name, numbered where two are the same. Errors: ModelError, ServeError."""
+    """Load all, by id: a run's, a folder's or a file's name, numbered where two are the same. Errors: ModelError, ServeError."""
     found: dict[str, Served] = {}
     try:
         for path in paths:
             folder = folder_of(path)
             run = folder.parent if folder.name == "model" else folder
-            name, number = run.resolve().name, 1
+            plain = run.stem if is_gguf(run) else run.resolve().name
+            name, number = plain, 1
             while name in found:
                 number += 1
-                name = f"{run.resolve().name}-{number}"
+                name = f"{plain}-{number}"
             writer = open_writer(path, dtype)
             found[name] = Served(
                 id=name,
@@ -64,7 +65,9 @@ def open_models(paths: list[Path], dtype: torch.dtype, settings: Settings) -> di
                 facts=facts(path),
                 verse=_writes_verse(run),
                 bytes_of=writer.engine.bytes_of or [],
-                created=int((folder / "config.json").stat().st_mtime),
+                created=int(
+                    (folder if is_gguf(folder) else folder / "config.json").stat().st_mtime
+                ),
             )
     except BaseException:
         for served in found.values():

@@ -284,7 +284,7 @@ async def _prompts(model: Served, body: CompletionRequest) -> list[list[int]]:
     several = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
     tokenizer = model.writer.tokenizer
     return [
-        [tokenizer.bos_id, *await asyncio.to_thread(tokenizer.encode, one)]
+        [*tokenizer.begin, *await asyncio.to_thread(tokenizer.encode, one)]
         if isinstance(one, str)
         else list(one)
         for one in several
@@ -380,7 +380,7 @@ async def tokenize(request: Request, body: TokenizeRequest) -> Any:
         messages = plain_messages(model, hub.limits, body.messages)
         tokens, _ = await model.template.prompt(messages, None, body.add_generation_prompt)
     else:
-        first = [tokenizer.bos_id] if body.add_special_tokens else []
+        first = tokenizer.begin if body.add_special_tokens else []
         tokens = first + await asyncio.to_thread(tokenizer.encode, body.prompt or "")
     words = [tokenizer.backend.id_to_token(token) for token in tokens]
     return {

@@ -15,21 +15,34 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shenhong.errors import ServeError
+from shenhong.errors import RequestError, ServeError
 from shenhong.normalise import normalise
 from shenhong.serve import sandbox
 from shenhong.serve.faults import Fault, bad
+from shenhong.serve.settings import Limits
 from shenhong.serve.tools import Form, form_of
 from shenhong.tokenizer import Tokenizer
 
 AT_ONCE = 8  # renderings
 LONG = 10_000  # characters
 START_SECONDS = 10.0
-OURS = {"messages", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "tools"}
+# Of a model that was never tuned to talk: it goes on with what was said.
+CONTINUE = "{{ begin }}{{ messages | map(attribute='content') | join('\n') }}"
+NEVER = "(?!)"  # what a tokenizer without special tokens has to be looked for
+OURS = {
+    "messages",
+    "add_generation_prompt",
+    "bos_token",
+    "eos_token",
+    "pad_token",
+    "tools",
+    "begin",
+}
 
 
 def _escaped(character: int) -> str:
@@ -38,17 +51,16 @@ def _escaped(character: int) -> str:
 
 
 class Template:
-    """Use as a context manager, or `close` it. Errors: ServeError when the template cannot be used at all."""
+    """The template that came with a tokenizer. Use as a context manager, or `close` it. Errors: ServeError when the template cannot be used at all."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, seconds: float) -> None:
-        path = Path(folder) / "chat_template.jinja"
-        try:
-            self.source = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ServeError(f"cannot read {path} ({error}); copy the model folder again") from None
+        template = tokenizer.special.template
+        self.source = CONTINUE if template is None else template
         self.tokenizer, self.seconds = tokenizer, seconds
         self._folder = tempfile.TemporaryDirectory(prefix="shenhong-")
         self._address = str(Path(self._folder.name) / "template")
+        path = Path(self._folder.name) / "chat_template.jinja"
+        path.write_text(self.source, encoding="utf-8")
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self._address)
             listener.listen(128)
@@ -59,7 +71,7 @@ class Template:
                 stdout=subprocess.PIPE,
                 pass_fds=[listener.fileno()],
             )
-        facts = self._facts(path)
+        facts = self._facts(Path(folder))
         self.variables = frozenset(facts["names"])
         self.thinking = "<think>" in self.source
         self.tools = "tools" in self.variables
@@ -68,11 +80,11 @@ class Template:
         special = [t.content for t in tokenizer.backend.get_added_tokens_decoder().values()]
         names = sorted(filter(None, special), key=len, reverse=True)
         self._special = {name: tokenizer.backend.token_to_id(name) or 0 for name in names}
-        self._cut = re.compile("(" + "|".join(map(re.escape, names)) + ")")
+        self._cut = re.compile("(" + ("|".join(map(re.escape, names)) or NEVER) + ")")
         starts = (f"{re.escape(n[0])}(?={re.escape(n[1:2])}|\\Z)" for n in names)
-        self._begins = re.compile("|".join(dict.fromkeys(starts)))
+        self._begins = re.compile("|".join(dict.fromkeys(starts)) or NEVER)
 
-    def _facts(self, path: Path) -> dict[str, Any]:
+    def _facts(self, model: Path) -> dict[str, Any]:
         assert self._process.stdout is not None
         try:
             # Compiling may hang too: whoever reads waits only so long.
@@ -82,7 +94,7 @@ class Template:
             facts = {"error": "its process ended"}
         if "error" in facts:
             self.close()
-            raise ServeError(f"{path} is no usable chat template: {facts['error']}")
+            raise ServeError(f"{model}: chat_template is not usable: {facts['error']}")
         return facts
 
     def close(self) -> None:
@@ -131,6 +143,7 @@ class Template:
             "bos_token": self._name(self.tokenizer.bos_id),
             "eos_token": self._name(self.tokenizer.eos_id),
             "pad_token": self._name(self.tokenizer.pad_id),
+            "begin": "".join(map(self._name, self.tokenizer.begin)),
             **self._marked(given, mark),
         }
         text = await self._render(variables)
@@ -194,3 +207,17 @@ class Template:
                 "template",
             )
         return result["text"]
+
+
+@contextmanager
+def asking(model: Path, tokenizer: Tokenizer) -> Iterator[Callable[[str], list[int]]]:
+    """What makes the prompt of one message, for callers that serve nobody. Errors: ServeError, RequestError."""
+    with Template(model, tokenizer, Limits().template_seconds) as template:
+
+        def ask(message: str) -> list[int]:
+            try:
+                return asyncio.run(template.prompt([{"role": "user", "content": message}]))[0]
+            except Fault as fault:
+                raise RequestError(fault.message) from None
+
+        yield ask
