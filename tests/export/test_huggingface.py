@@ -1,4 +1,4 @@
-"""The Hugging Face folder: opens elsewhere with equal logits, survives a round trip, and refuses what is wrong."""
+"""The Hugging Face folder: its names and fields, the round trip to the byte, and what is refused."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from shenhong.errors import ModelError
 from shenhong.export import huggingface, load_model, save_model
 from shenhong.model import Yarn
 from shenhong.model.hf_config import from_hf, to_hf
-from shenhong.numerics import documents
-from tests.model.random_configs import random_config, random_decoder, random_tokens
+from tests.model.random_configs import random_config, random_decoder
 
 
 def write_tokenizer(folder, size):
@@ -47,26 +45,7 @@ def saved(tmp_path):
     return save_model(decoder, tmp_path / "model", tokenizer), decoder
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_transformers_opens_it_with_equal_logits(tmp_path, seed):
-    config = random_config(seed, num_nextn_predict_layers=seed % 2)
-    decoder = random_decoder(config, seed).eval()
-    save_model(decoder, tmp_path / "model")
-    other, report = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "model", attn_implementation="eager", output_loading_info=True
-    )
-    mtp = f"model.layers.{config.num_hidden_layers}."
-    assert all("shared_experts" in name for name in report["missing_keys"])
-    assert all(name.startswith(mtp) for name in report["unexpected_keys"])
-    tokens_BT = random_tokens(config, seed, 2, 11)
-    with torch.no_grad():
-        docs = documents(tokens_BT, -1)
-        ours = decoder.logits(decoder(tokens_BT.flatten(), docs).states_ND)
-        theirs = other.eval()(tokens_BT).logits.flatten(0, 1)
-    assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8"])
 def test_save_load_save_gives_the_same_bytes(tmp_path, saved, dtype):
     _, decoder = saved
     tokenizer = tmp_path / "tokenizer"

@@ -198,6 +198,9 @@ def load_model(folder: str | Path, compute_dtype: torch.dtype = torch.float32) -
         check_tokenizer(folder, config.vocab_size)
     stored = shards.headers(folder)
     config = _with_layers_there(config, stored, folder)
+    for name in _experts(config):  # first, for config.json may name billions
+        if name not in stored:
+            raise _missing([name], folder)
     with torch.device("meta"):
         _check(_expected(Decoder(config, seed=None)), stored, folder)
     decoder = Decoder(config, seed=None, compute_dtype=compute_dtype)
@@ -231,6 +234,20 @@ def _with_layers_there(config: ModelConfig, stored: dict[str, Stored], folder: P
         folder,
     )
     return dataclasses.replace(config, num_nextn_predict_layers=0)
+
+
+def _experts(config: ModelConfig) -> Iterator[str]:
+    return (
+        f"model.layers.{layer}.mlp.experts.{e}.{part}_proj.weight"
+        for layer in config.expert_layers
+        for e in range(config.n_routed_experts)
+        for part in ("gate", "up", "down")
+    )
+
+
+def _missing(names: list[str], folder: Path) -> ModelError:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return ModelError(f"{folder}: tensor {names[0]}{more} missing; copy the model folder again")
 
 
 def _expected(decoder: Decoder) -> dict[str, Entry]:
@@ -267,10 +284,7 @@ def _check(expected: dict[str, Entry], stored: dict[str, Stored], folder: Path) 
             raise ModelError(f"{path}: tensor {name} is {there.kind}; expected {kind}")
     missing = [name for name, e in expected.items() if not e.is_copy and name not in stored]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ModelError(
-            f"{folder}: tensor {missing[0]}{more} missing; copy the model folder again"
-        )
+        raise _missing(missing, folder)
 
 
 def check_tokenizer(folder: Path, vocab_size: int) -> None:
