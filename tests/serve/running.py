@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import torch
 from openai import OpenAI
 
+from shenhong.engine import engine as engine_module
 from shenhong.serve import Limits, Settings
 from shenhong.serve.hub import Hub
 from shenhong.serve.server import Server, config_of, listen
@@ -91,6 +93,21 @@ def with_template(model: Path, folder: Path, template: str) -> Path:
     copy = Path(shutil.copytree(model, folder))
     (copy / "chat_template.jinja").write_text(template, encoding="utf-8")
     return copy
+
+
+def begin_with(patch: pytest.MonkeyPatch, server: Running, text: str) -> None:
+    """The model writes this first, then what it likes."""
+    writer = server.hub.models[server.model].writer
+    first = writer.tokenizer.encode(text)
+    honest = engine_module.draw
+
+    def draw(logits: Any, uniforms: Any, how: Any) -> Any:
+        drawn = honest(logits, uniforms, how)
+        written = [live.written for live in writer.engine.live.values()]
+        assert len(written) == len(drawn) == 1
+        return [first[written[0]]] if written[0] < len(first) else drawn
+
+    patch.setattr(engine_module, "draw", draw)
 
 
 def events(response: httpx.Response) -> list[dict[str, str]]:

@@ -11,11 +11,9 @@ import pytest
 from openai import OpenAI
 
 from shenhong.engine import Sampling
-from shenhong.engine import engine as engine_module
 from shenhong.models import open_writer
-from shenhong.tokenizer import CHAT_TEMPLATE
 from tests.conftest import Tiny
-from tests.serve.running import Running, running, with_template
+from tests.serve.running import Running, begin_with
 
 ASKED: Any = [{"role": "user", "content": "五绝 长城"}]
 
@@ -147,34 +145,6 @@ def test_responses(client: OpenAI, served: Running, streamed: bool) -> None:
     assert response.usage.output_tokens == chat.usage.completion_tokens
     cut = chat.choices[0].finish_reason == "length"
     assert response.status == ("incomplete" if cut else "completed")
-
-
-@pytest.fixture(scope="module")
-def thinking(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A server whose template begins every answer inside of thinking, and repeats earlier thoughts."""
-    folder = tmp_path_factory.mktemp("thinking")
-    template = CHAT_TEMPLATE.replace(
-        "'<｜Assistant｜>' + message",
-        "'<｜Assistant｜>' + (message['reasoning_content'] | default('')) + message",
-    )
-    model = with_template(tiny.run / "model", folder / "model", template + "<think>\n")
-    with running(model, folder / "data") as server:
-        yield server
-
-
-def begin_with(patch: pytest.MonkeyPatch, server: Running, text: str) -> None:
-    """The model writes this first, then what it likes."""
-    writer = server.hub.models[server.model].writer
-    first = writer.tokenizer.encode(text)
-    honest = engine_module.draw
-
-    def draw(logits: Any, uniforms: Any, how: Any) -> Any:
-        drawn = honest(logits, uniforms, how)
-        written = [live.written for live in writer.engine.live.values()]
-        assert len(written) == len(drawn) == 1
-        return [first[written[0]]] if written[0] < len(first) else drawn
-
-    patch.setattr(engine_module, "draw", draw)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

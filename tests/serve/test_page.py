@@ -26,7 +26,7 @@ from tests.serve.browsing import (
     wait_done,
     whole,
 )
-from tests.serve.running import Running, running
+from tests.serve.running import Running, begin_with, running
 
 __all__ = ["chromium", "proxy", "visit"]
 
@@ -211,6 +211,124 @@ def test_search_rename_export_and_delete(served: Running, visit: Visitor) -> Non
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     page.get_by_text("Nothing found").wait_for()
     assert not served.http.get("/api/chats", params={"search": "quagga"}).json()["chats"]
+
+
+def test_an_export_is_imported(served: Running, visit: Visitor, tmp_path: Path) -> None:
+    texts = ["a question of yaks", "an **answer**", "another", "and <b>this</b> & 深红"]
+    original = imported(served, texts, "yaks")
+    page = visit.page(address=f"#/c/{original}")
+    page.get_by_role("button", name="More: yaks").click()
+    with page.expect_download() as download:
+        page.get_by_text("Export as JSON").click()
+    file = tmp_path / "yaks.json"
+    download.value.save_as(file)
+    served.http.request("DELETE", f"/api/chats/{original}")
+    page.get_by_text("This chat is gone").wait_for()
+
+    def choose(path: Path) -> None:
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name="Import a chat").click()
+        chooser.value.set_files(path)
+
+    choose(file)
+    page.wait_for_url(lambda url: "/c/" in url and original not in url)
+    page.locator(".bubble", has_text="another").wait_for()
+    assert page.locator(".bubble").all_inner_texts() == texts[::2]
+    again = whole(served, page)
+    assert again["title"] == "yaks"
+    assert [text_of(message) for message in again["messages"]] == [bare(text) for text in texts]
+    say(page)  # it goes on like any other
+    wait_done(page)
+    for name, content in (("torn.json", file.read_text()[:99]), ("other.json", "[1]")):
+        (tmp_path / name).write_text(content)
+        choose(tmp_path / name)
+        page.locator(".strip[role=alert]").wait_for()
+        page.locator(".strip").get_by_role("button", name="Close").click()
+    assert page.locator(".bubble", has_text="yaks").count() == 1
+
+
+def test_thinking_unfolds_while_it_comes_and_folds_after(
+    chromium: Any, thinking: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_with(monkeypatch, thinking, "山水明月千里" * 3 + "</think>")
+    slow(thinking, monkeypatch, 0.05)
+    with visiting(chromium, thinking.url) as visitor:
+        page = visitor.page()
+        page.wait_for_selector(".welcome")
+        page.evaluate(
+            """() => {
+              window.seen = [];
+              new MutationObserver(() => {
+                const fold = document.querySelector(".reasoning button");
+                if (!fold) return;
+                const thought = document.querySelector(".reasoning .text")?.textContent;
+                window.seen.push([fold.getAttribute("aria-expanded"), thought ?? null, !!document.querySelector(".assistant .prose")]);
+              }).observe(document.body, { childList: true, subtree: true, characterData: true, attributes: true });
+            }"""
+        )
+        say(page)
+        page.get_by_role("button", name="Thinking").wait_for()
+        wait_done(page)
+        (answer,) = answers(whole(thinking, page))
+        thought, text = answer["parts"]
+        assert thought == {"type": "reasoning", "text": "山水明月千里" * 3}
+        seen = page.evaluate("window.seen")
+        coming = [words for expanded, words, said in seen if not said]
+        assert len(set(coming)) > 5 and all(thought["text"].startswith(w) for w in coming)
+        assert {(expanded, words) for expanded, words, said in seen if said} == {("false", None)}
+        fold = page.get_by_role("button", name="Thoughts")
+        assert fold.get_attribute("aria-expanded") == "false"
+        fold.click()
+        assert page.locator(".reasoning .text").inner_text() == thought["text"]
+        assert text["type"] == "text" and page.locator(".assistant .prose").count() == 1
+        page.reload()
+        fold.wait_for()
+        assert page.locator(".reasoning .text").count() == 0
+
+
+def test_a_phone_enters_with_the_key_and_is_told_of_no_shell(
+    chromium: Any, tiny: Tiny, tmp_path: Path
+) -> None:
+    key = "a key of this test"[2:].replace(" ", "-")
+    with running(tiny.run, tmp_path, keys=(key,), allow_hosts=("home.test",)) as server:
+        with visiting(chromium, server.url.replace("127.0.0.1", "home.test")) as visitor:
+            context = visitor.context()
+            page = visitor.page(context)
+            field = page.get_by_label("Key", exact=True)
+            field.fill("not the key at all")
+            page.get_by_role("button", name="Enter").click()
+            page.get_by_text("That key is not right").wait_for()
+            assert server.http.get("/api/chats").json() == {"chats": []}
+            field.fill(key)
+            field.press("Enter")
+            note = page.get_by_text("cannot open while the server is away")
+            note.wait_for()
+            assert page.evaluate("[isSecureContext, 'serviceWorker' in navigator]") == [
+                False,
+                False,
+            ]
+            assert key not in page.evaluate(
+                "JSON.stringify([document.cookie, { ...localStorage }])"
+            )
+            page.get_by_role("button", name="Settings").click()
+            page.get_by_role("radio", name="中文").click()
+            page.keyboard.press("Escape")
+            page.get_by_text("服务器不在时此页打不开").wait_for()
+            page.get_by_role("textbox").last.fill("长城")
+            page.keyboard.press("Enter")
+            wait_done(page)
+            page.reload()  # the cookie lasts
+            page.locator(".assistant").wait_for()
+            context.clear_cookies()
+            page.reload()
+            page.get_by_text("此服务器需要密钥").wait_for()
+            assert page.locator(".assistant").count() == 0
+        with visiting(chromium, server.url) as visitor:  # from this machine itself
+            page = visitor.page()
+            page.get_by_label("Key", exact=True).fill(key)
+            page.keyboard.press("Enter")
+            page.locator(".welcome").wait_for()
+            assert page.locator(".welcome .small").count() == 0
 
 
 def test_chats_survive_a_restart_and_the_page_waits(

@@ -34,17 +34,25 @@ function announce(text: string): void {
   setTimeout(() => (store.said = text), 50);
 }
 
-/** Run a request for the user; what goes wrong is shown, and the state of the link kept. */
-async function attempt<T>(work: () => Promise<T>): Promise<T | undefined> {
+let ofUser = false; // whether what is shown as wrong came of something the user did
+
+function fail(message: string, user: boolean): void {
+  store.fault = message;
+  ofUser = user;
+}
+
+/** Run a request; what goes wrong is shown, and the state of the link kept. A user's fault stays until
+ * the user's next request: what the page reads by itself would take it away unread. */
+async function attempt<T>(work: () => Promise<T>, user = true): Promise<T | undefined> {
   try {
     const result = await work();
-    store.fault = "";
+    if (user || !ofUser) store.fault = "";
     return result;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     if (error.status === 0) lost();
     else if (error.status === 401) store.link = "locked";
-    else store.fault = error.message;
+    else fail(error.message, user);
   }
 }
 
@@ -60,7 +68,7 @@ function lost(): void {
 
 export async function connect(): Promise<void> {
   clearTimeout(retry);
-  const boot = await attempt(api.bootstrap);
+  const boot = await attempt(api.bootstrap, false);
   if (!boot) {
     if (store.link !== "locked") lost(); // also when the server answers, but not well
     return;
@@ -95,7 +103,7 @@ async function caughtUp(): Promise<void> {
 }
 
 async function refreshList(): Promise<void> {
-  const reply = await attempt(() => api.chats());
+  const reply = await attempt(() => api.chats(), false);
   if (reply) store.chats = reply.chats;
 }
 
@@ -305,7 +313,7 @@ export async function importChat(file: File): Promise<void> {
   try {
     parsed = JSON.parse(await file.text());
   } catch {
-    store.fault = `${file.name}: not JSON`;
+    fail(`${file.name}: not JSON`, true);
     return;
   }
   const chat = await attempt(() => api.importChat(parsed));

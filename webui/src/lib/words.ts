@@ -68,6 +68,10 @@ const words = {
     "Choose a form, give a title. The poem is set with its tones and rhymes. Everything stays on this machine.",
     "选一种体裁，给一个题目。诗成之后标出平仄与韵脚。一切都留在这台机器上。",
   ],
+  noShell: [
+    "Opened over plain HTTP from another device: all works, but the page cannot open while the server is away.",
+    "正经由未加密的 HTTP 从另一台设备打开：功能齐全，但服务器不在时此页打不开。",
+  ],
   marks: ["Tones", "平仄"],
   vertical: ["Vertical", "竖排"],
   level: ["level", "平"],

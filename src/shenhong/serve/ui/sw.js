@@ -1,7 +1,7 @@
 // The shell opens without the server: its files are kept, its data never are. Each build has its
 // own store, so that pages never mix two builds; the API is not touched.
-const VERSION = "2311a29be09b";
-const FILES = ["/","/assets/RunsView-B8x0dI51.css","/assets/RunsView-DTCXeJAD.js","/assets/formula-DrdSj5UB.js","/assets/highlight-CKa98cGG.js","/assets/index-Ba4tMJ7n.js","/assets/index-BhlIAkKB.css","/icon-180.png","/icon-192.png","/icon-512.png","/icon.svg","/manifest.webmanifest"];
+const VERSION = "b5cf03a664b4";
+const FILES = ["/","/assets/RunsView-B8x0dI51.css","/assets/RunsView-D4WyDjpE.js","/assets/formula-D80k5L8x.js","/assets/highlight-CKa98cGG.js","/assets/index-HqPWMzvK.css","/assets/index-xNMDPfrA.js","/icon-180.png","/icon-192.png","/icon-512.png","/icon.svg","/manifest.webmanifest"];
 const STORE = `shell-${VERSION}`;
 
 self.addEventListener("install", (event) => {
