@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,8 @@ from shenhong.errors import ModelError
 from shenhong.export import load_model, open_gguf
 from shenhong.export.gguf_model import gguf_config, load_gguf
 from shenhong.export.gguf_tokenizer import gguf_tokenizer
+from shenhong.export.shards import headers
+from shenhong.export.verdicts import LLAMA_CPP, verdicts
 from shenhong.model import Decoder, ModelConfig
 from shenhong.model.counts import cache_numbers, forward_flops, parameters
 from shenhong.model.hf_config import FAMILIES, model_type, read_config
@@ -112,5 +116,28 @@ def facts(path: Path) -> dict[str, Any]:
         "cache bytes per token (bfloat16)": 2 * cache.kept * layers,
         "cache bytes per token of multi-head attention": 2 * cache.mha * layers,
         "context": config.max_position_embeddings,
+        "stored as": _kinds(place),
         "vocabulary": tokenizer.vocab_size,
-    }
+        "tokenizer": "byte-level BPE"
+        + (", messages turned into simplified Chinese first" if tokenizer.simplify else ""),
+        "chat template": "none: the bare text is continued"
+        if tokenizer.special.template is None
+        else f"{len(tokenizer.special.template)} characters",
+    } | _engines(place, config)
+
+
+def _kinds(place: Path) -> str:
+    """How the numbers of a model's tensors are stored, the commonest kind first."""
+    stored = open_gguf(place).tensors if is_gguf(place) else headers(place)
+    numbers: Counter[str] = Counter()
+    for tensor in stored.values():
+        numbers[tensor.kind] += math.prod(tensor.shape)
+    every = numbers.total()
+    return ", ".join(f"{kind} {number / every:.1%}" for kind, number in numbers.most_common())
+
+
+def _engines(place: Path, config: ModelConfig) -> dict[str, str]:
+    """What each engine outside does with the model, by its documented requirements."""
+    if is_gguf(place):
+        return {f"in {LLAMA_CPP}": "opens it, the format is its own"}
+    return {f"in {judged.engine}": str(judged) for judged in verdicts(config)}

@@ -133,10 +133,6 @@ def test_rows_that_do_not_divide_and_large_numbers_are_said(tmp_path, model):
         ({"num_hidden_layers": 27, "q_lora_rank": 16}, "no q_lora_rank"),
         ({"n_shared_experts": 0, "first_k_dense_replace": 0}, "shared expert"),
         ({"rope_scaling": Yarn(4.0, 16, mscale=0.7)}, "YaRN"),
-        (
-            {"n_group": 2, "topk_group": 2, "n_routed_experts": 4, "first_k_dense_replace": 0},
-            "topk_group < n_group",
-        ),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, changes, words):

@@ -37,6 +37,7 @@ SHAPES = {
     "experts and MTP": MTP | {"q_lora_rank": 32},
     "no query rank": MTP | {"q_lora_rank": None},
     "groups": GROUPS | {"first_k_dense_replace": 0},
+    "all groups": GROUPS | {"topk_group": 4, "first_k_dense_replace": 0},
     "DeepSeek-V2's router": SOFTMAX | {"first_k_dense_replace": 0},
     "dense": {"num_hidden_layers": 2, "first_k_dense_replace": 2},
     "dense first layer": {"num_hidden_layers": 2, "first_k_dense_replace": 1},

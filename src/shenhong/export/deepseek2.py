@@ -119,7 +119,7 @@ def metadata(config: ModelConfig, multitoken: bool = True) -> dict[str, str | in
             "expert_weights_norm": config.norm_topk_prob,
             "expert_gating_func": 1 if config.scoring_func == "softmax" else 2,
         }
-        if config.n_group > 1:
+        if config.topk_group < config.n_group:  # otherwise no group is ever left out
             values |= {
                 "expert_group_count": config.n_group,
                 "expert_group_used_count": config.topk_group,

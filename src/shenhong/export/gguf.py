@@ -19,7 +19,7 @@ from torch import Tensor
 from shenhong.errors import ModelError
 from shenhong.export import deepseek2
 from shenhong.export.huggingface import Entry, check_tokenizer, load_model
-from shenhong.export.verdicts import LLAMA_CPP, objections
+from shenhong.export.verdicts import LLAMA_CPP, verdict
 from shenhong.model import ModelConfig
 from shenhong.run import atomic_file
 from shenhong.tokenizer import deepseek_v3_splits
@@ -56,10 +56,10 @@ def save_gguf(
     folder, path = Path(folder), Path(path)
     decoder = load_model(folder)
     config = decoder.config
-    reasons = objections(LLAMA_CPP, config)
-    if reasons:
-        raise ModelError(f"{folder} cannot become GGUF: {reasons[0]}")
-    notes: list[str] = []
+    judged = verdict(LLAMA_CPP, config)
+    if not judged.opens:
+        raise ModelError(f"{folder} cannot become GGUF: {LLAMA_CPP}: {'; '.join(judged.reasons)}")
+    notes = judged.reasons
     if config.num_nextn_predict_layers and not config.expert_layers:
         multitoken = False
         notes.append(

@@ -13,11 +13,21 @@ from shenhong.model import ModelConfig, Yarn
 from shenhong.model.attention import LATENT_NORM_EPS
 
 Effect = Literal["refuses", "opens"]
-TRANSFORMERS, VLLM, SGLANG, LLAMA_CPP = "transformers", "vLLM", "SGLang", "llama.cpp"
+ENGINES = TRANSFORMERS, VLLM, SGLANG, LLAMA_CPP = "transformers", "vLLM", "SGLang", "llama.cpp"
+_KERNEL_WIDTHS = (320, 576)  # 256 + 64 and 512 + 64
+_HEAD_WIDTHS = (64, 80, 96, 112, 128, 256)
+
+
+_SEEN = {
+    TRANSFORMERS: "compared with transformers 5.23",
+    VLLM: "not run here",
+    SGLANG: "not run here",
+    LLAMA_CPP: "as GGUF; compared with llama-cpp-python 0.3.36",
+}
 
 
 class Requirement(NamedTuple):
-    """``met`` is asked of every model; ``reason`` is said where it is false."""
+    """``met`` is asked of every model; ``reason`` is said where it is false, ``{c.name}`` being the model's own."""
 
     engine: str
     effect: Effect
@@ -26,12 +36,16 @@ class Requirement(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """``answer`` is "opens", "opens, slower" or "refuses"; the reasons are the requirements that are not met."""
+    """What an engine does with a model, the requirements that are not met, and how this is known."""
 
     engine: str
-    answer: str
+    opens: bool
     reasons: list[str]
-    seen: str  # where this was tried
+    seen: str
+
+    def __str__(self) -> str:
+        said = "; ".join(["opens it" if self.opens else "refuses it", *self.reasons])
+        return f"{said} ({self.seen})"
 
 
 def _lite(config: ModelConfig) -> bool:
@@ -56,12 +70,69 @@ def _experts(config: ModelConfig) -> bool:
     return bool(config.expert_layers)
 
 
+_MTP_OF_TRANSFORMERS = 61  # the one layer number that its use_mtp looks for
+
 _TABLE = [
+    Requirement(
+        TRANSFORMERS,
+        "refuses",
+        lambda c: c.attention != "mha",
+        "plain multi-head attention is for comparisons here and has no config.json",
+    ),
+    Requirement(
+        TRANSFORMERS,
+        "opens",
+        lambda c: not c.num_nextn_predict_layers or c.num_hidden_layers == _MTP_OF_TRANSFORMERS,
+        "without the multi-token-prediction layer, which it looks for at number 61 only",
+    ),
+    Requirement(
+        VLLM,
+        "refuses",
+        lambda c: not _mla(c) or c.kv_lora_rank + c.qk_rope_head_dim in _KERNEL_WIDTHS,
+        "its latent-attention kernels take kv_lora_rank + qk_rope_head_dim of 320 or 576, here "
+        "{c.kv_lora_rank} + {c.qk_rope_head_dim}; VLLM_MLA_DISABLE=1 does without them, and "
+        "recipes/cluster.toml makes such a shape",
+    ),
+    Requirement(
+        SGLANG,
+        "refuses",
+        lambda c: not _mla(c) or c.kv_lora_rank + c.qk_rope_head_dim in _KERNEL_WIDTHS,
+        "its latent-attention kernels take kv_lora_rank + qk_rope_head_dim of 320 or 576, here "
+        "{c.kv_lora_rank} + {c.qk_rope_head_dim}; recipes/cluster.toml makes such a shape",
+    ),
+    *(
+        Requirement(
+            engine,
+            "refuses",
+            lambda c: not _experts(c) or c.n_group == 1 or c.topk_group < c.n_group,
+            "it needs topk_group < n_group; n_group = topk_group = 1 is the same model",
+        )
+        for engine in (VLLM, SGLANG)
+    ),
+    Requirement(
+        SGLANG,
+        "opens",
+        lambda c: (
+            not _experts(c)
+            or (c.n_routed_experts.bit_count() == 1 and c.n_routed_experts // c.n_group <= 32)
+        ),
+        "its fast router takes a power of two of experts and at most 32 in a group, here "
+        "{c.n_routed_experts} in {c.n_group}",
+    ),
+    *(
+        Requirement(
+            engine,
+            "opens",
+            lambda c: c.attention != "gqa" or c.head_dim in _HEAD_WIDTHS,
+            "its common kernels take heads of 64, 80, 96, 112, 128 or 256, here {c.head_dim}",
+        )
+        for engine in (VLLM, SGLANG)
+    ),
     Requirement(
         LLAMA_CPP,
         "refuses",
         _mla,
-        "only models with latent attention (MLA) are written as GGUF",
+        "only models with latent attention are written as GGUF here; its own converter reads this folder",
     ),
     Requirement(
         LLAMA_CPP,
@@ -78,16 +149,8 @@ _TABLE = [
     Requirement(
         LLAMA_CPP,
         "refuses",
-        lambda c: c.topk_method != "group_limited_greedy" or c.n_group == 1,
+        lambda c: c.topk_method != "group_limited_greedy" or c.topk_group == c.n_group,
         "it scores groups of experts by their best two, this router by the best one",
-    ),
-    Requirement(
-        LLAMA_CPP,
-        "refuses",
-        lambda c: (
-            not _experts(c) or c.n_group == 1 or c.topk_group < c.n_group < c.n_routed_experts
-        ),
-        "it needs topk_group < n_group < n_routed_experts; n_group = topk_group = 1 is the same model",
     ),
     Requirement(
         LLAMA_CPP,
@@ -121,8 +184,13 @@ def unmet(engine: str, config: ModelConfig) -> list[Requirement]:
     return [need for need in _TABLE if need.engine == engine and not need.met(config)]
 
 
-def objections(engine: str, config: ModelConfig) -> list[str]:
-    """Why ``engine`` would refuse the model; empty where it opens it."""
-    return [
-        f"{engine}: {need.reason}" for need in unmet(engine, config) if need.effect == "refuses"
-    ]
+def verdict(engine: str, config: ModelConfig) -> Verdict:
+    needs = unmet(engine, config)
+    refusals = [need for need in needs if need.effect == "refuses"]
+    reasons = [need.reason.format(c=config) for need in refusals or needs]
+    return Verdict(engine, not refusals, reasons, _SEEN[engine])
+
+
+def verdicts(config: ModelConfig) -> list[Verdict]:
+    """One of each engine. A requirement met is no proof where the engine was not run."""
+    return [verdict(engine, config) for engine in ENGINES]
