@@ -167,8 +167,8 @@ def _llama3(fields: _Fields, width: int, common: dict[str, Any]) -> Llama3Rope |
     if info is None:
         return None
     divisors = fields.file.read(_FACTORS) if info.shape == (width // 2,) else torch.zeros(1)
-    if float(divisors.min()) >= 1:
-        rope = dataclasses.replace(_LLAMA3, factor=float(divisors.max()))
+    if float(divisors.min()) > 0.999:
+        rope = dataclasses.replace(_LLAMA3, factor=round(float(divisors.max()), 3))
         plain = common["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
         if torch.allclose(plain / divisors, stretched(plain, rope), rtol=1e-3):
             return rope
