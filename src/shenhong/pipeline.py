@@ -190,10 +190,13 @@ def _corpus(context: Context) -> dict[str, Any]:
 
 
 def _tokenizer(context: Context) -> dict[str, Any]:
+    from shenhong.inherit import take_over
     from shenhong.tokenizer import build
 
     with atomic_folder(context.path / "tokenizer") as folder:
         recipe = context.recipe
+        if recipe.init:
+            return take_over(recipe, folder)
         return build(
             context.path / "corpus", folder, recipe.tokenizer, context.say, recipe.corpus.simplify
         )
@@ -201,7 +204,10 @@ def _tokenizer(context: Context) -> dict[str, Any]:
 
 def _tokens(context: Context) -> dict[str, Any]:
     from shenhong.corpus.pack import pack
+    from shenhong.inherit import check_prompts
+    from shenhong.tokenizer import Tokenizer
 
+    check_prompts(context.path / "corpus", Tokenizer.load(context.path / "tokenizer"))
     with atomic_folder(context.path / "tokens") as folder:
         return pack(
             context.path / "corpus",
@@ -213,9 +219,12 @@ def _tokens(context: Context) -> dict[str, Any]:
 
 
 def _architecture(context: Context) -> ModelConfig:
-    """The recipe's model with this run's tokenizer."""
+    """The recipe's model with this run's tokenizer, or the shape of the model that training began from."""
+    from shenhong.inherit import architecture
     from shenhong.tokenizer import Tokenizer
 
+    if context.recipe.init:
+        return architecture(context.path)
     tokenizer = Tokenizer.load(context.path / "tokenizer")
     return context.recipe.architecture(
         tokenizer.vocab_size,
@@ -226,6 +235,7 @@ def _architecture(context: Context) -> ModelConfig:
 
 
 def _train(context: Context) -> dict[str, Any]:
+    from shenhong.inherit import weights
     from shenhong.train import train
 
     recipe, config = context.recipe, _architecture(context)
@@ -237,6 +247,13 @@ def _train(context: Context) -> dict[str, Any]:
         used = spent + recipe.reserve_seconds + time.monotonic() - begun
         return max(1.0, (recipe.minutes or 0) * 60 - used)
 
+    def first() -> dict[str, Any] | None:
+        """The weights training begins with; None for random ones."""
+        if not recipe.init:
+            return None
+        stage = json.loads((context.path / "manifest.json").read_text())["stages"]["tokenizer"]
+        return weights(recipe, stage["outputs"]["init_sha256"])
+
     train(
         context.run,
         context.path,
@@ -246,6 +263,7 @@ def _train(context: Context) -> dict[str, Any]:
         context.mesh,
         seconds_left,
         _sampler(context),
+        first,
     )
     return {}
 

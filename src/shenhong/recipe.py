@@ -86,6 +86,11 @@ class Recipe(Settings):
     reserve_seconds: float = Field(
         45.0, ge=0, description="part of the minutes kept for what follows training"
     )
+    init: str | None = Field(
+        None,
+        min_length=1,
+        description="a finished model whose training goes on: it brings tokenizer and shape, so [tokenizer] and [model] are absent",
+    )
     corpus: CorpusSettings
     tokenizer: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()
@@ -100,24 +105,37 @@ class Recipe(Settings):
             raise ValueError(
                 f"train.batch_tokens {self.train.batch_tokens} must be a multiple of train.sequence_length {self.train.sequence_length}"
             )
-        if self.train.sequence_length > self.model.max_position_embeddings:
-            raise ValueError(
-                f"train.sequence_length {self.train.sequence_length} is above model.max_position_embeddings {self.model.max_position_embeddings}"
-            )
+        if self.init is not None:
+            brought = sorted({"tokenizer", "model"} & self.model_fields_set)
+            if brought:
+                raise ValueError(
+                    f"init brings its own tokenizer and shape: remove [{brought[0]}], or init"
+                )
+            return self
         try:
-            self.architecture(self.tokenizer.vocab_size)
+            config = self.architecture(self.tokenizer.vocab_size)
         except ModelError as error:
             raise ValueError(f"model: {error}") from None
-        if self.model.scoring_func == "softmax" and self.train.balance != "none":
+        self.check_training(config)
+        return self
+
+    def check_training(self, config: ModelConfig) -> None:
+        """Error: ValueError where a model of this shape cannot be trained as [train] says."""
+        if self.train.sequence_length > config.max_position_embeddings:
+            raise ValueError(
+                f"train.sequence_length {self.train.sequence_length} is above model.max_position_embeddings {config.max_position_embeddings}"
+            )
+        if not config.expert_layers:
+            return
+        if not config.has_selection_bias and self.train.balance != "none":
             raise ValueError(
                 f'train.balance "{self.train.balance}" moves a selection bias, which softmax gates do not have; set it to "none" and balance by train.sequence_balance (DeepSeek-V2 took 0.003)'
             )
-        groups = self.model.n_group
-        if self.train.balance == "quantile" and self.model.topk_group < groups:
+        groups = config.n_group
+        if self.train.balance == "quantile" and config.topk_group < groups:
             raise ValueError(
-                f'train.balance "quantile" knows no group limits (model.topk_group {self.model.topk_group} of {groups}); set it to "centred", or model.topk_group to {groups}'
+                f'train.balance "quantile" knows no group limits (model.topk_group {config.topk_group} of {groups}); set it to "centred", or model.topk_group to {groups}'
             )
-        return self
 
     def architecture(self, vocab_size: int, **token_ids: Any) -> ModelConfig:
         """The model's configuration for a tokenizer of ``vocab_size`` entries. Error: ModelError."""
@@ -125,7 +143,10 @@ class Recipe(Settings):
 
     def dump(self, folder: Path) -> str:
         """The resolved recipe as TOML for a file in ``folder`` (absent values are left out)."""
-        tree = self.model_dump(mode="json", exclude_none=True)
+        brought = {"tokenizer", "model"} if self.init else set()
+        tree = self.model_dump(mode="json", exclude_none=True, exclude=brought)
+        if self.init:
+            tree["init"] = beside(self.init, folder)
         tree["corpus"]["paths"] = [beside(path, folder) for path in self.corpus.paths]
         return tomli_w.dumps(tree)
 
@@ -145,8 +166,13 @@ def load(path: Path, changes: list[str] | None = None) -> Recipe:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is not valid TOML: {error}") from None
+    own = tree.get("init")
     for change in changes or []:
         _apply(tree, change)
+    if isinstance(tree.get("init"), str):
+        # A recipe's own paths begin at its folder, one given beside it where the command was given.
+        start = path.resolve().parent if tree["init"] == own else Path.cwd()
+        tree["init"] = os.path.normpath(start / tree["init"])
     corpus = tree.get("corpus")
     if isinstance(corpus, dict) and isinstance(corpus.get("paths"), list):
         base = path.resolve().parent

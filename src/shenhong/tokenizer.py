@@ -331,6 +331,8 @@ class Tokenizer:
         with another character or with a part of one.
         """
         table = np.full(0x110000, -1, np.int32)
+        if not self.own:
+            return table  # its splits and its alphabet may be of another kind
         byte_of = {c: b for b, c in byte_alphabet().items()}
         single: dict[str, int] = {}
         joined: set[str] = set()

@@ -193,11 +193,10 @@ def load_model(folder: str | Path, compute_dtype: torch.dtype = torch.float32) -
     A multi-token-prediction layer that config.json names and the files lack is left out, and the log says so.
     """
     folder = Path(folder)
-    config = read_config(folder / "config.json")
+    config = read_shape(folder)
     if (folder / "tokenizer.json").exists():
         check_tokenizer(folder, config.vocab_size)
     stored = shards.headers(folder)
-    config = _with_layers_there(config, stored, folder)
     for name in _experts(config):  # first, for config.json may name billions
         if name not in stored:
             raise _missing([name], folder)
@@ -224,8 +223,9 @@ def load_model(folder: str | Path, compute_dtype: torch.dtype = torch.float32) -
     return decoder
 
 
-def _with_layers_there(config: ModelConfig, stored: dict[str, Stored], folder: Path) -> ModelConfig:
-    """The configuration without a multi-token-prediction layer of which no tensor is there."""
+def read_shape(folder: Path) -> ModelConfig:
+    """What config.json says, without a multi-token-prediction layer of which no tensor is there."""
+    config, stored = read_config(folder / "config.json"), shards.headers(folder)
     own = f"model.layers.{config.num_hidden_layers}."
     if not config.num_nextn_predict_layers or any(name.startswith(own) for name in stored):
         return config

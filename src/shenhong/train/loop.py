@@ -57,12 +57,14 @@ def train(
     mesh: Mesh,
     seconds: Callable[[], float],
     write: Callable[[Decoder], Iterable[tuple[str, str]]] = lambda model: (),
+    first: Callable[[], dict[str, torch.Tensor] | None] = lambda: None,
 ) -> Decoder:
     """Train from the packed rows in ``path/tokens``, or go on from the newest checkpoint.
 
     ``run`` is the open run on the leading process and None elsewhere; ``seconds()`` is the time left for
     training where steps are not given. ``write`` gives (prompt, answer) samples of the model as it is, for
-    those who watch; they are taken at every look at held-out text. Returns the trained model.
+    those who watch; they are taken at every look at held-out text. ``first()`` gives the weights to begin with where
+    there is no checkpoint yet, None for random ones. Returns the trained model.
 
     Errors: TrainingError (NaN, spike), CheckpointError, DataError; KeyboardInterrupt after a stop.
     """
@@ -98,6 +100,8 @@ def train(
             raise CheckpointError(
                 f"{newest} is of another model than {path / 'recipe.toml'} describes; remove it"
             ) from None
+    elif begun_with := first():
+        trainer.model.load_state_dict(begun_with)
     steps = plan["train"]["steps"]
     looks = {
         max(1, round(i * settings.valid_every * steps))
