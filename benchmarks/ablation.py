@@ -84,7 +84,7 @@ def paces(bench: Bench, arms: Arms, base: TrainSettings, dtype: torch.dtype) -> 
 
 
 def same_pace(pace: dict[str, float], a: str, b: str) -> bool:
-    return abs(pace[a] / pace[b] - 1) < 0.02
+    return abs(pace[a] / pace[b] - 1) < 0.03
 
 
 class Trainings:
