@@ -17,9 +17,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from shenhong.engine import Engine, Sampling
+from shenhong.engine import Engine, EngineSettings, Sampling, request_seed
 from shenhong.export import load_model, save_model
-from shenhong.numerics import documents, use_kernels
+from shenhong.numerics import documents, kernels_in_use, use_kernels
 
 KINDS = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -171,3 +171,24 @@ def test_plain_pytorch_says_the_same(tmp_path):
     finally:
         use_kernels(True)
     assert fast == plain
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_text_is_the_same_to_the_bit_whatever_shares_its_batch(seed, dtype, tmp_path):
+    _, model = theirs(seed)
+    model.save_pretrained(tmp_path)
+    decoder = load_model(tmp_path)
+    engine = Engine(decoder, dtype=dtype, settings=EngineSettings(page=4, step_tokens=7))
+    if not kernels_in_use():
+        pytest.skip("only the kernels promise it")
+    assert engine.model.fused is not None
+    pick = random.Random(seed)
+    prompts = [[pick.randrange(2, 50) for _ in range(pick.randint(1, 20))] for _ in range(5)]
+    together = engine.generate(prompts, 16, sampling=Sampling(temperature=1.0), seed=7)
+    seeds = [request_seed(7, i) for i in range(5)]
+    for prompt, own, answer in zip(prompts, seeds, together, strict=True):
+        alone = Engine(decoder, dtype=dtype)
+        assert alone.generate([prompt], 16, sampling=Sampling(temperature=1.0), seed=[own]) == [
+            answer
+        ]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from shenhong.errors import ModelError
 from shenhong.model.attention import LATENT_NORM_EPS, GroupedQueryAttention, LatentAttention
@@ -85,7 +85,7 @@ class PreparedDecoder:
             self.head = decoder.head_weight.to(dtype, copy=True)
         self.norm_D = decoder.model.norm.weight.clone()
         layers = [layer for layer in decoder.model.layers if isinstance(layer, Layer)]
-        self.rows: list[int] = [layer.self_attn.cache_row for layer in layers]
+        self.rows = [_attention_of(layer).cache_row for layer in layers]
         self.layers = [self._prepare(layer) for layer in layers]
         self.trunk = config.num_hidden_layers
         self.join: Join | None = None
@@ -97,8 +97,7 @@ class PreparedDecoder:
                 last.shared_head.norm.weight.clone(),
             )
         self.fused: FusedLayers | None = None
-        kernels = config.attention == "mla" and dtype in (torch.float32, torch.bfloat16)
-        if kernels and self.device.type == "cpu":
+        if self.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
             self._fuse()
 
     def _prepare(self, layer: Layer) -> Weights:
@@ -120,7 +119,7 @@ class PreparedDecoder:
             dense = feed_forward(layer.mlp)
         return Weights(
             norm_D=layer.input_layernorm.weight.detach().clone(),
-            attention=_attention(layer.self_attn, self.dtype),
+            attention=_weights(_attention_of(layer), self.dtype),
             mlp_norm_D=layer.post_attention_layernorm.weight.detach().clone(),
             dense=dense,
             experts=experts,
@@ -220,9 +219,10 @@ class PreparedDecoder:
                 "heads": config.num_attention_heads,
                 "rank": config.kv_lora_rank,
                 "nope": config.qk_nope_head_dim,
-                "rope": config.qk_rope_head_dim,
-                "value": config.v_head_dim,
+                "rope": config.rotary_dim,
+                "value": config.v_head_dim or config.head_dim,
                 "q_rank": config.q_lora_rank or 0,
+                "key_heads": config.num_key_value_heads,
                 "experts": config.n_routed_experts,
                 "chosen": config.num_experts_per_tok,
                 "inner": config.moe_intermediate_size,
@@ -264,10 +264,16 @@ class PreparedDecoder:
         }
 
 
-def _attention(attention: nn.Module, dtype: torch.dtype) -> LatentWeights | GroupedWeights:
+def _attention_of(layer: Layer) -> LatentAttention | GroupedQueryAttention:
+    assert isinstance(layer.self_attn, LatentAttention | GroupedQueryAttention)
+    return layer.self_attn
+
+
+def _weights(
+    attention: LatentAttention | GroupedQueryAttention, dtype: torch.dtype
+) -> LatentWeights | GroupedWeights:
     if isinstance(attention, GroupedQueryAttention):
         return GroupedWeights.of(attention, dtype)
-    assert isinstance(attention, LatentAttention)
     return LatentWeights.of(attention, dtype)
 
 

@@ -16,6 +16,7 @@ from shenhong.model.attention import GroupedQueryAttention
 from shenhong.model.cache import Places
 from shenhong.model.rope import rotate
 from shenhong.numerics import ops
+from shenhong.numerics.fused_decode import pack
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class GroupedWeights:
             scale=attention.scale,
             eps=attention.q_norm.eps if normed else 0.0,
             qkv=torch.cat([part.weight.detach() for part in parts]).to(dtype),
-            bias=torch.cat(biases).to(dtype) if biases else None,
+            bias=torch.cat(biases) if biases else None,
             q_norm_d=attention.q_norm.weight.detach().clone() if normed else None,
             k_norm_d=attention.k_norm.weight.detach().clone() if normed else None,
             out=attention.o_proj.weight.detach().to(dtype, copy=True),
@@ -52,7 +53,8 @@ class GroupedWeights:
     def project(self, u_ND: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """(queries [N, H, d] rotated and scaled; cache rows [N, G 2d])."""
         H, G = self.heads, self.groups
-        qkv = F.linear(u_ND, self.qkv, self.bias).unflatten(-1, (H + 2 * G, -1))
+        bias = None if self.bias is None else self.bias.to(u_ND.dtype)
+        qkv = F.linear(u_ND, self.qkv, bias).unflatten(-1, (H + 2 * G, -1))
         q_NHd, k_NGd, v_NGd = qkv.split([H, G, G], dim=1)
         if self.q_norm_d is not None and self.k_norm_d is not None:
             q_NHd = ops.rms_norm(q_NHd, self.q_norm_d, self.eps)
@@ -76,3 +78,13 @@ class GroupedWeights:
             o_SGTJd = (share @ v_SGLd).view_as(q_SGTJd)
             o_NHd[tokens_ST] = o_SGTJd.transpose(1, 2).flatten(2, 3)
         return F.linear(o_NHd.flatten(1), self.out)
+
+    def packed(self) -> dict[str, Tensor | int | None]:
+        """These fields of the kernel's DecodeLayer."""
+        return {
+            "down": pack(self.qkv),
+            "q_norm": self.q_norm_d,
+            "k_norm": self.k_norm_d,
+            "qkv_bias": self.bias,
+            "out": pack(self.out),
+        }

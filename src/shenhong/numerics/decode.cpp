@@ -6,8 +6,11 @@
 // to the bit whatever shares the batch, however its prompt was cut, and on any number of threads.
 // Weights (packed, see panels.h) and cache are float or bfloat16; sums and the residual stream are float.
 //
+// With grouped queries (key_heads > 0) a cache row holds every group's key and value, [G, 2d], and nothing is absorbed.
+//
 // Legend: N tokens, S sequences, D hidden, H heads, R latent rank, n nope dims, r rope dims, v value dims, e = R + r,
-// E experts, K chosen, I expert width.
+// G groups of heads with one key (latent attention: 1), J heads of a group, d width of a query, E experts, K chosen,
+// I expert width.
 #include <sched.h>
 
 #include <atomic>
@@ -19,23 +22,24 @@ constexpr int KEYS = 8, LANES = 4;  // register tiles of attention: keys of a sc
 // Field for field as in fused_decode.py.
 struct DecodeLayer {
     const float* norm;            // [D]
-    const void* down;             // packed [q + R + r, D]; q: the queries' rank, or all queries
-    const float* q_norm;          // [rank] or null
+    const void* down;             // packed [q + row, D]; q: the queries' rank, or all queries; grouped: q, k, v
+    const float* q_norm;          // [rank] or null; grouped: [d] of each head, or null, and k_norm likewise
     const void* q_b;              // packed [H (n + r), rank] or null
     const float* kv_norm;         // [R]
+    const float *k_norm, *qkv_bias;  // grouped only, or null: [d], [(H + 2G) d]
     const void *uk, *uv, *out;    // packed per head [R, n] and [v, R]; packed [D, H v]
     const float* mlp_norm;        // [D]
     const void *dense_gate_up, *dense_down;  // the dense block or the shared expert, or null; gate and up interleaved
     const float *router, *bias;   // packed [E, D] and [E], or null
     const void *gate_up, *expert_down;  // packed per expert
-    void* pool;                   // [pages, page, e]
+    void* pool;                   // [pages, page, row]; row: e, or 2Gd
     int64_t dense_inner;
 };
 struct DecodeModel {
     int64_t dtype, hidden, heads, rank, nope, rope, value, q_rank;
     int64_t experts, chosen, inner, groups, kept_groups, normalise;
     int64_t softmax;              // DeepSeek-V2's router: softmax gates, a group counted by its best expert
-    int64_t page;
+    int64_t page, key_heads;      // key_heads: G of grouped queries, 0 for latent attention
     double scaling, eps, latent_eps, scale;
     const float *cosine, *sine;   // [positions, r / 2]
     const DecodeLayer* layers;
@@ -110,26 +114,32 @@ static inline void weigh(int64_t keys, const float* share, const T* rows, int64_
         for (int i = 0; i < NV; i++) acc[m][i] = sums[m][i];
 }
 
-// Attention of up to W columns (token t, head h: column t H + h) of one sequence over its pages, a lane a column.
+// Attention of up to W columns (token t, head h of a group: column t J + h) of one sequence over its pages, a lane a
+// column. In a cache row the group's key has its first e numbers, its value those from value_at on.
 template <class T> struct Columns {
     const DecodeModel& m;
-    const T* pool;
+    const T* pool;                // of the group: rows begin with its key
     const int32_t* table;
-    const int64_t e;
+    const int64_t e, row, values, value_at;
     std::vector<float> query, scores, page;
 
-    Columns(const DecodeModel& m) : m(m), pool(nullptr), table(nullptr), e(m.rank + m.rope) {
+    Columns(const DecodeModel& m)
+        : m(m), pool(nullptr), table(nullptr), e(m.rank + m.rope), row(m.key_heads ? 2 * m.key_heads * m.value : e),
+          values(m.key_heads ? m.value : m.rank), value_at(m.key_heads ? m.value : 0) {
         query.resize(e * W), page.resize(m.page * e);
     }
 
-    const T* rows(int64_t number) const { return pool + int64_t(table[number]) * m.page * e; }
-    const float* floats(const float* in, int64_t) { return in; }
-    const float* floats(const bf16* in, int64_t count) {
-        for (int64_t i = 0; i < count; i += W) store_up_to(&page[i], load_up_to(in + i, count - i), count - i);
-        return page.data();
+    const T* rows(int64_t number) const { return pool + int64_t(table[number]) * m.page * row; }
+    // Keys as floats, and how far apart they are.
+    std::pair<const float*, int64_t> floats(const float* in, int64_t) { return {in, row}; }
+    std::pair<const float*, int64_t> floats(const bf16* in, int64_t keys) {
+        for (int64_t k = 0; k < keys; k++)
+            for (int64_t i = 0; i < e; i += W)
+                store_up_to(&page[k * e + i], load_up_to(in + k * row + i, e - i), e - i);
+        return {page.data(), e};
     }
 
-    // queries(j): column j's [e]; out(j): where its [R] goes; length[j]: keys it sees.
+    // queries(j): column j's [e]; out(j): where its values go; length[j]: keys it sees.
     template <class Q, class O> void run(int columns, const int32_t* length, Q queries, O out) {
         vi seen;
         int64_t longest = 0, shortest = length[0];
@@ -147,14 +157,14 @@ template <class T> struct Columns {
         vf top = splat(-INFINITY);
         for (int64_t s0 = 0; s0 < longest; s0 += m.page) {
             const int64_t keys = std::min(m.page, longest - s0);
-            const float* key = floats(rows(s0 / m.page), keys * e);
+            const auto [key, apart] = floats(rows(s0 / m.page), keys);
             for (int64_t k = 0; k < keys; k += KEYS) {
                 const int64_t some = std::min<int64_t>(KEYS, keys - k);
                 vf acc[KEYS];
                 if (some == KEYS)
-                    score<KEYS>(key + k * e, acc);
+                    score<KEYS>(key + k * apart, apart, acc);
                 else
-                    for (int64_t i = 0; i < some; i++) score<1>(key + (k + i) * e, acc + i);
+                    for (int64_t i = 0; i < some; i++) score<1>(key + (k + i) * apart, apart, acc + i);
                 for (int64_t i = 0; i < some; i++) {
                     if (s0 + k + i >= shortest) acc[i] = seen > int32_t(s0 + k + i) ? acc[i] : splat(-INFINITY);
                     top = max(top, acc[i]);
@@ -171,33 +181,33 @@ template <class T> struct Columns {
         }
         const vf inverse = 1.f / total;
         for (int j = 0; j < columns; j += LANES)
-            for (int64_t i = 0; i < m.rank; i += NB) {
+            for (int64_t i = 0; i < values; i += NB) {
                 const int some = std::min(LANES, columns - j);
                 vf acc[LANES][NV] = {};
                 for (int64_t s0 = 0; s0 < longest; s0 += m.page) {
                     const int64_t keys = std::min(m.page, longest - s0);
-                    const T* latent = rows(s0 / m.page) + i;
+                    const T* value = rows(s0 / m.page) + value_at + i;
                     const float* share = &scores[s0 * W + j];
                     switch (some) {
-                        case 1: weigh<1>(keys, share, latent, e, acc); break;
-                        case 2: weigh<2>(keys, share, latent, e, acc); break;
-                        case 3: weigh<3>(keys, share, latent, e, acc); break;
-                        case 4: weigh<4>(keys, share, latent, e, acc); break;
+                        case 1: weigh<1>(keys, share, value, row, acc); break;
+                        case 2: weigh<2>(keys, share, value, row, acc); break;
+                        case 3: weigh<3>(keys, share, value, row, acc); break;
+                        case 4: weigh<4>(keys, share, value, row, acc); break;
                     }
                 }
                 for (int x = 0; x < some; x++) {
                     for (int y = 0; y < NV; y++) acc[x][y] *= inverse[j + x];
-                    put<false>(out(j + x) + i, acc[x], m.rank - i);
+                    put<false>(out(j + x) + i, acc[x], values - i);
                 }
             }
     }
 
-    template <int M> void score(const float* key, vf* acc) const {
+    template <int M> void score(const float* key, int64_t apart, vf* acc) const {
         vf sums[M];
         for (int i = 0; i < M; i++) sums[i] = vf{};
         for (int64_t d = 0; d < e; d++) {
             const vf q = load(&query[d * W]);
-            for (int i = 0; i < M; i++) sums[i] += splat(key[i * e + d]) * q;
+            for (int i = 0; i < M; i++) sums[i] += splat(key[i * apart + d]) * q;
         }
         for (int i = 0; i < M; i++) acc[i] = sums[i];
     }
@@ -206,7 +216,7 @@ template <class T> struct Columns {
 template <class T> class Decode {
     const DecodeModel& m;
     const DecodeBatch& b;
-    const int64_t N, D, H, R, e, d, q_in;
+    const int64_t N, D, H, R, e, d, q_in, G, J, row;
     int threads;
     Barrier barrier;
     std::vector<float> u, down, queries, latent, mixed, heads, dense, inner, scores, gates;
@@ -218,8 +228,10 @@ template <class T> class Decode {
   public:
     Decode(const DecodeModel& m, const DecodeBatch& b)
         : m(m), b(b), N(b.starts[b.sequences]), D(m.hidden), H(m.heads), R(m.rank), e(m.rank + m.rope),
-          d(m.nope + m.rope), q_in(m.q_rank ? m.q_rank : H * d), threads(1) {
-        u.resize(N * D), down.resize(N * (q_in + e)), latent.resize(N * H * e), mixed.resize(N * H * R);
+          d(m.nope + m.rope), q_in(m.q_rank ? m.q_rank : H * d), G(std::max<int64_t>(1, m.key_heads)), J(H / G),
+          row(m.key_heads ? 2 * G * d : e), threads(1) {
+        u.resize(N * D), down.resize(N * (q_in + row)), mixed.resize(N * H * R);
+        if (!m.key_heads) latent.resize(N * H * e);
         if (m.q_rank) queries.resize(N * H * d);
         heads.resize(N * H * m.value), scores.resize(N * m.experts), gates.resize(N * m.chosen);
         chosen.resize(N * m.chosen), inner.resize(N * m.chosen * m.inner), sequence.resize(N);
@@ -229,7 +241,7 @@ template <class T> class Decode {
         tiles.push_back(0);
         for (int64_t s = 0; s < b.sequences; s++) {
             for (int64_t i = b.starts[s]; i < b.starts[s + 1]; i++) sequence[i] = int32_t(s);
-            tiles.push_back(tiles.back() + ((b.starts[s + 1] - b.starts[s]) * H + W - 1) / W);
+            tiles.push_back(tiles.back() + G * tiles_of(s));
         }
     }
 
@@ -248,6 +260,9 @@ template <class T> class Decode {
     }
 
   private:
+    // Attention tasks of one sequence and group.
+    int64_t tiles_of(int64_t s) const { return ((b.starts[s + 1] - b.starts[s]) * J + W - 1) / W; }
+
     std::pair<int64_t, int64_t> share(int64_t count, int thread) const {
         return {count * thread / threads, count * (thread + 1) / threads};
     }
@@ -288,28 +303,18 @@ template <class T> class Decode {
             const DecodeLayer& layer = m.layers[number];
             for (int64_t i = first; i < last; i++) rms(b.x + i * D, layer.norm, &u[i * D], D, m.eps);
             barrier.wait();
-            product<false>(thread, u.data(), D, D, layer.down, q_in + e, down.data(), q_in + e);
+            product<false>(thread, u.data(), D, D, layer.down, q_in + row, down.data(), q_in + row);
             if (thread == 0) next_task = 0;
             barrier.wait();
-            for (int64_t i = first; i < last; i++) remember(layer, i);
-            if (m.q_rank) {
+            for (int64_t i = first; i < last; i++) m.key_heads ? remember_groups(layer, i) : remember(layer, i);
+            if (!m.key_heads) absorb(thread, layer, first, last);
+            barrier.wait();
+            for (int64_t task; (task = next_task.fetch_add(1)) < tiles.back();) attend(columns, layer, task);
+            barrier.wait();
+            if (!m.key_heads) {
+                per_head(thread, mixed.data(), H * R, R, R, layer.uv, m.value, heads.data(), m.value);
                 barrier.wait();
-                product<false>(thread, down.data(), q_in + e, m.q_rank, layer.q_b, H * d, queries.data(), H * d);
             }
-            barrier.wait();
-            const float* q = m.q_rank ? queries.data() : down.data();
-            const int64_t q_stride = m.q_rank ? H * d : q_in + e;
-            per_head(thread, q, q_stride, d, m.nope, layer.uk, R, latent.data(), e);
-            for (int64_t i = first; i < last; i++)
-                for (int64_t h = 0; h < H; h++)
-                    turn(q + i * q_stride + h * d + m.nope, &latent[(i * H + h) * e + R], angle(m.cosine, i),
-                         angle(m.sine, i), m.rope / 2);
-            barrier.wait();
-            columns.pool = (const T*)layer.pool;
-            for (int64_t task; (task = next_task.fetch_add(1)) < tiles.back();) attend(columns, task);
-            barrier.wait();
-            per_head(thread, mixed.data(), H * R, R, R, layer.uv, m.value, heads.data(), m.value);
-            barrier.wait();
             product<true>(thread, heads.data(), H * m.value, H * m.value, layer.out, D, b.x, D);
             barrier.wait();
             for (int64_t i = first; i < last; i++) rms(b.x + i * D, layer.mlp_norm, &u[i * D], D, m.eps);
@@ -336,27 +341,77 @@ template <class T> class Decode {
     const float* angle(const float* table, int64_t i) const { return table + b.positions[i] * (m.rope / 2); }
     int64_t inner_padded() const { return (m.inner + NB / 2 - 1) / (NB / 2) * (NB / 2); }
 
-    // Norms the queries' latent; writes the normed latent and the rotated key into the token's place in the cache.
-    void remember(const DecodeLayer& layer, int64_t i) {
-        float* row = &down[i * (q_in + e)];
-        if (m.q_rank) rms(row, layer.q_norm, row, q_in, m.latent_eps);
-        row += q_in;
-        rms(row, layer.kv_norm, row, R, m.latent_eps);
-        const int64_t position = b.positions[i];
-        const int64_t page = b.tables[sequence[i] * b.table_width + position / m.page];
-        T* place = (T*)layer.pool + (page * m.page + position % m.page) * e;
-        for (int64_t x = 0; x < R; x += W) store_up_to(place + x, load_up_to(row + x, R - x), R - x);
-        turn(row + R, place + R, angle(m.cosine, i), angle(m.sine, i), m.rope / 2);
+    // Queries [N, H, e] that meet the latent itself, from the layer's input or the queries' normed latent.
+    void absorb(int thread, const DecodeLayer& layer, int64_t first, int64_t last) {
+        if (m.q_rank) {
+            barrier.wait();
+            product<false>(thread, down.data(), q_in + e, m.q_rank, layer.q_b, H * d, queries.data(), H * d);
+        }
+        barrier.wait();
+        const float* q = m.q_rank ? queries.data() : down.data();
+        const int64_t q_stride = m.q_rank ? H * d : q_in + e;
+        per_head(thread, q, q_stride, d, m.nope, layer.uk, R, latent.data(), e);
+        for (int64_t i = first; i < last; i++)
+            for (int64_t h = 0; h < H; h++)
+                turn(q + i * q_stride + h * d + m.nope, &latent[(i * H + h) * e + R], angle(m.cosine, i),
+                     angle(m.sine, i), m.rope / 2);
     }
 
-    void attend(Columns<T>& columns, int64_t task) {
+    // The token's place in the cache.
+    T* place_of(const DecodeLayer& layer, int64_t i) const {
+        const int64_t position = b.positions[i];
+        const int64_t page = b.tables[sequence[i] * b.table_width + position / m.page];
+        return (T*)layer.pool + (page * m.page + position % m.page) * row;
+    }
+
+    // Grouped queries: adds biases, norms heads and turns them; queries stay in `down`, keys and values go to the cache.
+    void remember_groups(const DecodeLayer& layer, int64_t i) {
+        float* q = &down[i * (q_in + row)];
+        if (layer.qkv_bias)
+            for (int64_t x = 0; x < q_in + row; x++) q[x] += layer.qkv_bias[x];
+        float *k = q + H * d, *v = k + G * d;
+        const float *c = angle(m.cosine, i), *s = angle(m.sine, i);
+        for (int64_t h = 0; h < H; h++) {
+            if (layer.q_norm) rms(q + h * d, layer.q_norm, q + h * d, d, m.eps);
+            turn(q + h * d, q + h * d, c, s, d / 2);
+        }
+        T* place = place_of(layer, i);
+        for (int64_t g = 0; g < G; g++, place += 2 * d) {
+            if (layer.k_norm) rms(k + g * d, layer.k_norm, k + g * d, d, m.eps);
+            turn(k + g * d, place, c, s, d / 2);
+            for (int64_t x = 0; x < d; x += W) store_up_to(place + d + x, load_up_to(v + g * d + x, d - x), d - x);
+        }
+    }
+
+    // Norms the queries' latent; writes the normed latent and the rotated key into the token's place in the cache.
+    void remember(const DecodeLayer& layer, int64_t i) {
+        float* kept = &down[i * (q_in + e)];
+        if (m.q_rank) rms(kept, layer.q_norm, kept, q_in, m.latent_eps);
+        kept += q_in;
+        rms(kept, layer.kv_norm, kept, R, m.latent_eps);
+        T* place = place_of(layer, i);
+        for (int64_t x = 0; x < R; x += W) store_up_to(place + x, load_up_to(kept + x, R - x), R - x);
+        turn(kept + R, place + R, angle(m.cosine, i), angle(m.sine, i), m.rope / 2);
+    }
+
+    void attend(Columns<T>& columns, const DecodeLayer& layer, int64_t task) {
         const int64_t s = std::upper_bound(tiles.begin(), tiles.end(), task) - tiles.begin() - 1;
-        const int64_t from = b.starts[s] * H + (task - tiles[s]) * W, to = std::min<int64_t>(from + W, b.starts[s + 1] * H);
+        const int64_t group = (task - tiles[s]) / tiles_of(s), from = (task - tiles[s]) % tiles_of(s) * W;
+        const int64_t to = std::min<int64_t>(from + W, (b.starts[s + 1] - b.starts[s]) * J);
         columns.table = b.tables + s * b.table_width;
+        columns.pool = (const T*)layer.pool + group * 2 * d;
+        int64_t token[W], head[W];
         int32_t length[W];
-        for (int64_t c = from; c < to; c++) length[c - from] = b.positions[c / H] + 1;
-        columns.run(int(to - from), length, [&](int j) { return &latent[(from + j) * e]; },
-                    [&](int j) { return &mixed[(from + j) * R]; });
+        for (int64_t c = from; c < to; c++) {
+            token[c - from] = b.starts[s] + c / J, head[c - from] = group * J + c % J;
+            length[c - from] = b.positions[token[c - from]] + 1;
+        }
+        if (m.key_heads)
+            columns.run(int(to - from), length, [&](int j) { return &down[token[j] * (q_in + row) + head[j] * d]; },
+                        [&](int j) { return &heads[(token[j] * H + head[j]) * d]; });
+        else
+            columns.run(int(to - from), length, [&](int j) { return &latent[(token[j] * H + head[j]) * e]; },
+                        [&](int j) { return &mixed[(token[j] * H + head[j]) * R]; });
     }
 
     void route(const DecodeLayer& layer, int64_t first, int64_t last) {

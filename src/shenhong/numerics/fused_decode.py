@@ -32,12 +32,13 @@ def _struct(name: str, pointers: str = "", numbers: str = "", after: str = "") -
 # The structs of decode.cpp, field by field.
 _Layer = _struct(
     "DecodeLayer",
-    "norm down q_norm q_b kv_norm uk uv out mlp_norm dense_gate_up dense_down router bias gate_up expert_down pool",
+    "norm down q_norm q_b kv_norm k_norm qkv_bias uk uv out mlp_norm dense_gate_up dense_down router bias gate_up "
+    "expert_down pool",
     "dense_inner",
 )
 _Model = _struct(
     "DecodeModel",
-    numbers="dtype hidden heads rank nope rope value q_rank experts chosen inner groups kept_groups normalise softmax page",
+    numbers="dtype hidden heads rank nope rope value q_rank experts chosen inner groups kept_groups normalise softmax page key_heads",
     after="scaling:d eps:d latent_eps:d scale:d cosine:p sine:p layers:p",
 )
 _Batch = _struct(
@@ -157,7 +158,7 @@ class FusedLayers:
     ) -> Tensor:
         """[N, D] fp32: x [N, D] fp32, in place, or else the tokens' embeddings, through the layers and a norm.
 
-        ``pools``: [pages, page, R + r] of every layer of the model.
+        ``pools``: [pages, page, row] of every layer of the model.
         """
         out_ND = x
         if out_ND is None:
