@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shenhong.errors import ShenhongError
-from shenhong.export import load_model, open_gguf, save_gguf
+from shenhong.export import load_model, open_gguf, save_folder, save_gguf
 from shenhong.export.gguf_model import load_gguf
 from shenhong.export.gguf_tokenizer import gguf_tokenizer
+from shenhong.models import facts
 from shenhong.tokenizer import Tokenizer
 from tests.export.folders import small_config, small_folder
 
@@ -127,3 +128,23 @@ def test_any_number_of_a_gguf_header(file, data):
     path = file.with_name("changed.gguf")
     path.write_bytes(whole[:at] + raw + whole[at + width :])
     opens(lambda: open_file(path))
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 200_000, b'{"a":' * 100_000, b"null", b"[]", b"\xff", b""]
+)
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+)
+def test_json_that_is_none(tmp_path, folder, name, content):
+    """Nesting deeper than the parser goes, other kinds of values, no UTF-8: on every way a file is read."""
+    path = folder / name
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        opens(lambda: open_folder(folder))
+        opens(lambda: facts(folder))
+        opens(lambda: save_gguf(folder, tmp_path / "m.gguf"))
+        opens(lambda: save_folder(folder, tmp_path / "again"))
+    finally:
+        path.write_bytes(whole)

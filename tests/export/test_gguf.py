@@ -147,7 +147,7 @@ def test_another_tokenizer_is_refused(tmp_path, model):
     folder, _ = small_folder(tmp_path / "m", model[1].config)
     path = folder / "tokenizer.json"
     values = json.loads(path.read_text())
-    values["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    values["pre_tokenizer"] = values["pre_tokenizer"]["pretokenizers"][-1]
     path.write_text(json.dumps(values))
     with pytest.raises(ModelError, match="no name for"):
         save_gguf(folder, tmp_path / "m.gguf")

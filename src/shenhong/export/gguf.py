@@ -22,7 +22,7 @@ from shenhong.export.huggingface import Entry, check_tokenizer, load_model
 from shenhong.export.verdicts import LLAMA_CPP, verdict
 from shenhong.model import ModelConfig
 from shenhong.run import atomic_file
-from shenhong.tokenizer import deepseek_v3_splits
+from shenhong.tokenizer import Tokenizer, deepseek_v3_splits
 
 _Kind = gguf.GGMLQuantizationType
 KINDS = {32: _Kind.F32, 16: _Kind.F16, 8: _Kind.Q8_0, 4: _Kind.Q4_0}
@@ -131,36 +131,28 @@ def _add_metadata(writer: gguf.GGUFWriter, values: dict[str, str | int | float |
 
 def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: ModelConfig) -> None:
     """Byte-level BPE as "gpt2" with a pre-tokenizer by name, special ids and the chat template."""
-    path = folder / "tokenizer.json"
     check_tokenizer(folder, config.vocab_size)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        model = values["model"]
-        splits = json.loads(deepseek_v3_splits().__getstate__())
-        if model["type"] != "BPE" or values["pre_tokenizer"] != splits or values["normalizer"]:
-            raise ModelError(
-                f"{path} splits text in a way llama.cpp has no name for; only the splits of "
-                "DeepSeek-V3's tokenizer are exported"
-            )
-        # Embeddings past the tokenizer's end have no text.
-        tokens = [f"[PAD{number}]" for number in range(config.vocab_size)]
-        types = [int(gguf.TokenType.UNUSED)] * config.vocab_size
-        for token, number in model["vocab"].items():
-            tokens[number], types[number] = token, int(gguf.TokenType.NORMAL)
-        for added in values["added_tokens"]:
-            kind = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
-            tokens[added["id"]], types[added["id"]] = added["content"], int(kind)
-        merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    except FileNotFoundError as error:
-        raise ModelError(f"{error.filename} is missing; copy the model folder again") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} is no tokenizer ({error}); copy the model folder again") from None
+    tokenizer = Tokenizer.load(folder)
+    values = json.loads(tokenizer.backend.to_str())
+    model, splits = values["model"], json.loads(deepseek_v3_splits().__getstate__())
+    if model["type"] != "BPE" or values["pre_tokenizer"] != splits or values["normalizer"]:
+        raise ModelError(
+            f"{folder / 'tokenizer.json'} splits text in a way llama.cpp has no name for; only the "
+            "splits of DeepSeek-V3's tokenizer are exported"
+        )
+    # Embeddings past the tokenizer's end have no text.
+    tokens = [f"[PAD{number}]" for number in range(config.vocab_size)]
+    types = [int(gguf.TokenType.UNUSED)] * config.vocab_size
+    for token, number in model["vocab"].items():
+        tokens[number], types[number] = token, int(gguf.TokenType.NORMAL)
+    for added in values["added_tokens"]:
+        kind = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+        tokens[added["id"]], types[added["id"]] = added["content"], int(kind)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("deepseek-v3")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    writer.add_token_merges(merges)
+    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
     for name, add in (
         ("bos", writer.add_bos_token_id),
         ("eos", writer.add_eos_token_id),
@@ -169,10 +161,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: ModelConfig) -
         number = getattr(config, f"{name}_token_id")
         if number is not None:
             add(number)
-    writer.add_add_bos_token(bool(settings.get("add_bos_token", False)))
-    writer.add_add_eos_token(bool(settings.get("add_eos_token", False)))
-    template = folder / "chat_template.jinja"
-    if template.exists():
-        writer.add_chat_template(template.read_text(encoding="utf-8"))
-    elif isinstance(settings.get("chat_template"), str):
-        writer.add_chat_template(settings["chat_template"])
+    writer.add_add_bos_token(tokenizer.special.begins)
+    writer.add_add_eos_token(False)
+    if tokenizer.special.template is not None:
+        writer.add_chat_template(tokenizer.special.template)

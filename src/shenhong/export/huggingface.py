@@ -297,7 +297,7 @@ def check_tokenizer(folder: Path, vocab_size: int) -> None:
         size = max(ids) + 1
     except FileNotFoundError:
         raise ModelError(f"{path} is missing") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} is no tokenizer ({error}); copy the model folder again") from None
     if not size <= vocab_size < size + PADDING:
         raise ModelError(
