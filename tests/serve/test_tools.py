@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from pathlib import Path
@@ -19,7 +20,9 @@ from shenhong.engine.structured import Grammars
 from shenhong.serve import openai_api
 from shenhong.serve.generation import calls_constraint
 from shenhong.serve.schemas import ChatRequest, Function
-from shenhong.serve.tools import BARE, TAGGED, Calls, Offer, form_of
+from shenhong.serve.template import Template
+from shenhong.serve.tools import BARE, TAGGED, Calls, Offer
+from shenhong.tokenizer import Tokenizer
 from tests.conftest import Tiny
 from tests.serve.running import Running, running, with_template
 
@@ -53,13 +56,37 @@ QWEN = """{{ bos_token }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- "<｜Assistant｜>" }}{%- endif %}"""
 
-# As Llama 3.1 asks for them.
+# As Llama 3.1 writes it.
 LLAMA = """{{ bos_token }}
-{%- for message in messages %}{{- "<｜User｜>" + message.content }}{%- endfor %}
 {%- if tools is not none %}
     {{- 'Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}.' }}
     {%- for t in tools %}{{- t | tojson(indent=4) }}{%- endfor %}
-{%- endif %}{{- "<｜Assistant｜>" }}"""
+{%- endif %}
+{%- for message in messages %}
+    {%- if 'tool_calls' in message %}
+        {%- if message.tool_calls | length != 1 %}{{- raise_exception("only single calls") }}{%- endif %}
+        {%- set tool_call = message.tool_calls[0].function %}
+        {{- '<｜Assistant｜>{"name": "' + tool_call.name + '", ' }}
+        {{- '"parameters": ' }}
+        {{- tool_call.arguments | tojson }}
+        {{- "}" + eos_token }}
+    {%- elif message.role == "assistant" %}
+        {{- "<｜Assistant｜>" + message.content + eos_token }}
+    {%- else %}
+        {{- "<｜User｜>" + message.content }}
+    {%- endif %}
+{%- endfor %}{%- if add_generation_prompt %}{{- "<｜Assistant｜>" }}{%- endif %}"""
+
+# Calls that are not read here: as Mistral, Qwen 3 Coder and Apriel write them; one that is never written, one that fails.
+CALLS = "{{ tools }}{% for m in messages %}{{ m.role }}{% for c in m.tool_calls %}%s{% else %}{{ m.content }}{% endfor %}{% endfor %}"
+UNREAD = [
+    CALLS.replace("%s", '[TOOL_CALLS][{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}]'),
+    CALLS.replace("%s", "<tool_call>\n<function={{ c.function.name }}>\n</function>\n</tool_call>"),
+    CALLS.replace("%s", '<tool_calls>[{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}]</tool_calls>'),
+    CALLS.replace("%s", "{{ m.content }}<tool_call>"),
+    CALLS.replace("%s", "{{ raise_exception('no calls') }}"),
+    CALLS.replace("%s", "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"),
+]  # fmt: skip
 
 WEATHER: Any = {
     "type": "function",
@@ -291,12 +318,26 @@ def test_templates_without_tools_say_so(served: Running) -> None:
     assert reply.status_code == 400 and reply.json()["error"]["code"] == "tools_unsupported"
 
 
-def test_forms_are_known_by_their_templates() -> None:
-    assert form_of(QWEN) is TAGGED and form_of(LLAMA) is BARE
-    other = (
-        "{{ tools }}<tool_call>\n<function=f>\n<parameter=x>1</parameter></function></tool_call>"
+@pytest.mark.parametrize(
+    "source, form", [(QWEN, TAGGED), (LLAMA, BARE), *((source, None) for source in UNREAD)]
+)
+def test_forms_are_known_by_what_templates_write(
+    source: str, form: Any, tiny: Tiny, tmp_path: Path
+) -> None:
+    folder = with_template(tiny.run / "model", tmp_path / "model", source)
+    with Template(folder, Tokenizer.load(folder), 0.2) as template:
+        assert template.tools and template.calls is form
+
+
+def test_marks_of_what_a_model_wrote_mean_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    source = (
+        "{% for m in messages %}a{% generation %}{{ m.content }}{% endgeneration %}b{% endfor %}"
     )
-    assert form_of(other) is None and form_of("{{ tools }}[TOOL_CALLS]") is None
+    folder = with_template(tiny.run / "model", tmp_path / "model", source)
+    tokenizer = Tokenizer.load(folder)
+    with Template(folder, tokenizer, 1.0) as template:
+        ids, _ = asyncio.run(template.prompt(ASKED))
+    assert ids == tokenizer.encode("a天气b")
 
 
 PIECES = [

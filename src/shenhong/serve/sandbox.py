@@ -19,7 +19,7 @@ import sys
 from datetime import datetime
 
 from jinja2 import TemplateError, nodes, pass_context
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY = 512 * 2**20  # bytes of address space a rendering may hold
@@ -44,12 +44,22 @@ def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=F
     )
 
 
+class Generation(Extension):
+    """Templates may mark what the model wrote, for training; here the marks mean nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 (as jinja has it)
+
+    def parse(self, parser):
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def environment() -> ImmutableSandboxedEnvironment:
     """As transformers sets it up. Constants are not folded, for that would compute them while compiling."""
     made = ImmutableSandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
-        extensions=[loopcontrols],
+        extensions=[loopcontrols, Generation],
         optimized=False,
         finalize=as_it_is,
     )

@@ -25,7 +25,7 @@ from shenhong.normalise import normalise
 from shenhong.serve import sandbox
 from shenhong.serve.faults import Fault, bad
 from shenhong.serve.settings import Limits
-from shenhong.serve.tools import Form, form_of
+from shenhong.serve.tools import PROBE_TOOL, PROBES, TAGGED, Form, form_of
 from shenhong.tokenizer import Tokenizer
 
 AT_ONCE = 8  # renderings
@@ -113,10 +113,37 @@ class Template:
 
     def _calls(self) -> Form | None:
         """How calls of tools are read; None where the template has none, or where they cannot be."""
-        form = form_of(self.source) if self.tools else None
         tokens = self.tokenizer.backend.get_added_tokens_decoder().values()
-        hidden = form and any(t.special and t.content == form.opened for t in tokens)
-        return None if hidden else form  # a special token is no part of an answer's text
+        hidden = any(t.special and t.content == TAGGED.opened for t in tokens)
+        if not self.tools or hidden:  # a special token is no part of an answer's text
+            return None
+        tools = {"tools": [PROBE_TOOL], "add_generation_prompt": False}
+        try:
+            worded, called = (self._probe({"messages": messages} | tools) for messages in PROBES)
+        except (OSError, ValueError, KeyError):
+            return None  # it refuses, loops or explodes
+        return form_of(worded, called)
+
+    def _probe(self, variables: dict[str, Any]) -> str:
+        with socket.socket(socket.AF_UNIX) as to:
+            to.settimeout(self.seconds + 1)
+            to.connect(self._address)
+            to.sendall(json.dumps(self._names() | variables).encode() + b"\n")
+            with to.makefile("rb") as lines:
+                return json.loads(lines.readline())["text"]
+
+    def _names(self) -> dict[str, str]:
+        """Of the special tokens, as templates ask for them."""
+        tokenizer = self.tokenizer
+        return {
+            "bos_token": self._name(tokenizer.bos_id),
+            "eos_token": self._name(tokenizer.eos_id),
+            "pad_token": self._name(tokenizer.pad_id),
+            "begin": "".join(map(self._name, tokenizer.begin)),
+        }
+
+    def _name(self, token: int) -> str:
+        return self.tokenizer.backend.id_to_token(token) or ""
 
     async def prompt(
         self,
@@ -140,10 +167,7 @@ class Template:
         )
         variables = {
             "add_generation_prompt": generation,
-            "bos_token": self._name(self.tokenizer.bos_id),
-            "eos_token": self._name(self.tokenizer.eos_id),
-            "pad_token": self._name(self.tokenizer.pad_id),
-            "begin": "".join(map(self._name, self.tokenizer.begin)),
+            **self._names(),
             **self._marked(given, mark),
         }
         text = await self._render(variables)
@@ -172,9 +196,6 @@ class Template:
             elif piece:
                 ids += self.tokenizer.encode(piece.replace(mark, ""))
         return ids
-
-    def _name(self, token: int) -> str:
-        return self.tokenizer.backend.id_to_token(token) or ""
 
     async def _render(self, variables: dict[str, Any]) -> str:
         too_long = bad(

@@ -9,7 +9,6 @@ A call of an unknown function, or one that is no JSON, is text: nothing that was
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -40,12 +39,33 @@ TAGGED = Form("<tool_call>", "</tool_call>", "arguments")
 BARE = Form("", "", "parameters")
 
 
-def form_of(source: str) -> Form | None:
-    """The form a template writes and asks for; None where it is none that is read here."""
-    if TAGGED.opened in source:
-        return TAGGED if re.search(r'"arguments\\?"', source) else None
-    bare = re.search(r'\{\\?"name\\?": [^\n]*"parameters\\?": ', source)
-    return BARE if bare and "TOOL_CALLS" not in source else None
+# What a template is shown to see how it writes: an answer in words, and one that is a call.
+PROBE_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "f", "description": "f", "parameters": NO_ARGUMENTS},
+}
+PROBE_CALL = {
+    "id": "123456789",  # some templates want nine signs
+    "type": "function",
+    "function": {"name": "f", "arguments": {"x": "y"}},
+}
+PROBE_WORDS = "in words"
+
+
+def probe(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """A conversation that ends with an answer."""
+    return [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""} | answer]
+
+
+PROBES = probe({"content": PROBE_WORDS}), probe({"tool_calls": [PROBE_CALL]})
+
+
+def form_of(worded: str, called: str) -> Form | None:
+    """The form of calls, from what a template made of `PROBES`; None where it is none that is read here."""
+    tagged, bare = (f'{{"name": "f", "{form.key}": {{"x": "y"}}}}' for form in (TAGGED, BARE))
+    if f"{TAGGED.opened}\n{tagged}\n{TAGGED.closed}" in called:
+        return TAGGED
+    return BARE if called.strip() == worded.replace(PROBE_WORDS, bare).strip() else None
 
 
 class Call(NamedTuple):
