@@ -38,7 +38,9 @@ class Trunk(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Given a tensor, torch draws no numbers that would be overwritten.
+        blank_VD = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(blank_VD, freeze=False)
         layers: list[nn.Module] = [Layer(config, i) for i in range(config.num_hidden_layers)]
         if config.num_nextn_predict_layers:
             layers.append(MultiTokenLayer(config, config.num_hidden_layers))
