@@ -478,9 +478,11 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     from shenhong.export import save_folder, save_gguf
-    from shenhong.models import folder_of
+    from shenhong.models import folder_of, is_gguf
 
     folder = folder_of(options.model)
+    if is_gguf(folder):
+        raise UsageError(f"{folder} is an export already; give the folder it was made from")
     if options.to == "gguf":
         done = save_gguf(folder, options.out, options.bits, multitoken=not options.no_mtp)
     elif options.no_mtp:

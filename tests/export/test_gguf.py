@@ -203,6 +203,8 @@ def test_the_verb(tmp_path, model, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said["path"] == str(out) and said["nbytes"] == out.stat().st_size
     assert set(said["kinds"]) == {"Q8_0", "F32"} and said["notes"] == []
+    assert main(["export", str(out), "--to", "hf", "--out", str(tmp_path / "x")]) == 2
+    assert "is an export already" in capsys.readouterr().err
     folder = tmp_path / "half"
     assert main(["export", str(model[0]), "--to", "hf", "--out", str(folder)]) == 0
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
