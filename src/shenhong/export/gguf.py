@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shenhong.errors import ModelError
 from shenhong.export import deepseek2
-from shenhong.export.huggingface import Entry, check_tokenizer, load_model
+from shenhong.export.huggingface import Entry, check_tokenizer, load_model, read_shape
 from shenhong.export.verdicts import LLAMA_CPP, verdict
 from shenhong.model import ModelConfig
 from shenhong.run import atomic_file
@@ -54,12 +54,11 @@ def save_gguf(
     it knows; RunError when the file cannot be written.
     """
     folder, path = Path(folder), Path(path)
-    decoder = load_model(folder)
-    config = decoder.config
-    judged = verdict(LLAMA_CPP, config)
+    judged = verdict(LLAMA_CPP, read_shape(folder))
     if not judged.opens:
         raise ModelError(f"{folder} cannot become GGUF: {LLAMA_CPP}: {'; '.join(judged.reasons)}")
-    notes = judged.reasons
+    decoder, notes = load_model(folder), judged.reasons
+    config = decoder.config
     if config.num_nextn_predict_layers and not config.expert_layers:
         multitoken = False
         notes.append(
