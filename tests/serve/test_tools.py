@@ -342,8 +342,17 @@ def test_marks_of_what_a_model_wrote_mean_nothing(tiny: Tiny, tmp_path: Path) ->
 
 PIECES = [
     "<tool_call>", "</tool_call>", '{"name": "f", "arguments": {"a": [1]}}', "<tool", "\n", " hi",
+    '{"name": "f", "arguments": {"a": "</tool_call>\\\\", "b": "<tool_call>\\""}}', '{"',
     '{"name": "g", "arguments": {}}', '{"name": ["f"], "arguments": {}}', "{", "[[", '{"name": "f", "parameters": {}}',
 ]  # fmt: skip
+
+
+def test_an_argument_may_hold_the_tags() -> None:
+    call = (
+        '<tool_call>{"name": "f", "arguments": {"a": "</tool_call> \\" </tool_call>"}}</tool_call>'
+    )
+    text, (found,) = Calls(Offer(TAGGED, [Function(name="f")])).feed(f"so {call} on", last=True)
+    assert text == "so on" and json.loads(found.arguments) == {"a": '</tool_call> " </tool_call>'}
 
 
 @given(st.sampled_from([TAGGED, BARE]), st.lists(st.sampled_from(PIECES), max_size=9), st.data())

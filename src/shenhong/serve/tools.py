@@ -9,6 +9,7 @@ A call of an unknown function, or one that is no JSON, is text: nothing that was
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from shenhong.serve.store import new_id
 
 # As `tojson` of a template writes, so that a forced call looks like those the model was trained on.
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+STRINGS = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 NO_ARGUMENTS: dict[str, Any] = {
     "type": "object",
     "properties": {},
@@ -109,6 +111,9 @@ class Calls:
             before, _, after = text.partition(opened)
             said += self._say(before)
             inside, found, text = after.partition(closed)
+            while found and '"' in STRINGS.sub("", inside):  # the tag is part of an argument
+                more, found, text = text.partition(closed)
+                inside += closed + more
             if not found and not last:
                 self._held = opened + after
                 return said, calls
