@@ -56,7 +56,7 @@ async def bootstrap(request: Request) -> Any:
                 "context": model.context,
                 "template_thinking": model.template.thinking,
                 "verse": model.verse,
-                "facts": {k: v for k, v in model.facts.items() if k != "folder"},
+                "facts": {k: v for k, v in model.facts.items() if k not in ("folder", "file")},
             }
             for model in hub.models.values()
         ],
