@@ -116,3 +116,18 @@ def test_a_trained_model(capsys):
     assert abs(files["8 bits"]["change_percent"]) < 0.2
     assert abs(files["4 bits"]["change_percent"]) < 5
     assert not seen["other_tokens"]
+
+
+def test_a_chat_is_asked_through_the_files_own_template(tmp_path, model):
+    folder, decoder = model
+    llama = open_llama(save_gguf(folder, tmp_path / "m.gguf", 32).path)
+    asked = [{"role": "user", "content": "春眠 quick 13"}]
+    said = llama.create_chat_completion(asked, temperature=0, max_tokens=12, repeat_penalty=1.0)
+    prompt = small_tokenizer().encode_prompt("春眠 quick 13")
+    assert said["usage"]["prompt_tokens"] == len(prompt)
+    done = Engine(decoder, small_tokenizer()).generate(
+        [prompt], 12, sampling=Sampling(temperature=0)
+    )
+    ours = small_tokenizer().decode(done[0].tokens)
+    theirs = said["choices"][0]["message"]["content"]
+    assert theirs.replace("\ufffd", "") == ours.replace("\ufffd", "")
