@@ -186,6 +186,14 @@ def test_no_serious_fault_of_access(served: Running, visit: Visitor, scheme: str
     look(page, "runs")
 
 
+def main_tasks(trace: dict[str, Any]) -> list[float]:
+    """Milliseconds of processor time of every task that held up a page; a busy machine does not change them."""
+    names = [event for event in trace["traceEvents"] if event["name"] == "thread_name"]
+    mains = {(e["pid"], e["tid"]) for e in names if e["args"]["name"] == "CrRendererMain"}
+    tasks = [event for event in trace["traceEvents"] if event["name"] == "RunTask"]
+    return [e["tdur"] / 1000 for e in tasks if "tdur" in e and (e["pid"], e["tid"]) in mains]
+
+
 def test_three_hundred_messages_without_a_long_task(served: Running, visit: Visitor) -> None:
     answer = (
         "Some **text** with `code`.\n\n"
@@ -196,9 +204,7 @@ def test_three_hundred_messages_without_a_long_task(served: Running, visit: Visi
     page = visit.page()
     plain_model(page)
     page.wait_for_selector(".welcome")
-    page.evaluate(
-        "() => { window.tasks = []; new PerformanceObserver((list) => window.tasks.push(...list.getEntries().map((e) => e.duration))).observe({ type: 'longtask' }); }"
-    )
+    visit.browser.start_tracing(page=page, categories=["disabled-by-default-devtools.timeline"])
     page.evaluate("(id) => (location.hash = `#/c/${id}`)", chat)
     page.get_by_text("question 298").wait_for()
     for _ in range(30):
@@ -209,7 +215,8 @@ def test_three_hundred_messages_without_a_long_task(served: Running, visit: Visi
     page.get_by_text("question 0", exact=True).wait_for()
     say(page)
     page.wait_for_timeout(500)
-    assert max(page.evaluate("window.tasks"), default=0) < 200
+    tasks = main_tasks(json.loads(visit.browser.stop_tracing()))
+    assert len(tasks) > 50 and max(tasks) < 200
 
 
 def test_the_build_is_small_and_without_inline_parts() -> None:
