@@ -14,6 +14,7 @@ Legend: N texts, I ids of all texts.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -217,19 +218,12 @@ class Tokenizer:
             raise ModelError(
                 f"cannot read {path} ({error}); run the tokenizer stage again"
             ) from None
-        try:
+        with whole(str(path), "run the tokenizer stage again"):
             backend = _Backend.from_str(text)
             config = _json(Path(folder) / "tokenizer_config.json")
             return cls(
                 backend, bool(config.get("simplify")), _special(Path(folder), backend, config)
             )
-        except ModelError:
-            raise
-        except Exception as error:  # the library raises bare Exception
-            reason = str(error).splitlines()[0][:120]
-            raise ModelError(
-                f"{path} is damaged ({reason}); run the tokenizer stage again"
-            ) from None
 
     def save(self, folder: Path) -> None:
         """tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them.
@@ -362,6 +356,18 @@ def _markup(backend: _Backend) -> re.Pattern[str] | None:
     # The rest is only looked at, so that names that overlap are all found.
     found = (f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in longer)
     return re.compile("|".join(found)) if longer else None
+
+
+@contextlib.contextmanager
+def whole(what: str, remedy: str) -> Iterator[None]:
+    """Turns whatever the library raises into a ModelError; where its Rust code panics that is no Exception."""
+    try:
+        yield
+    except (ModelError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ModelError(f"{what} is damaged ({reason}); {remedy}") from None
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 
 from shenhong.errors import ModelError
 from shenhong.export.gguf_file import GgufFile
-from shenhong.tokenizer import Special, Tokenizer, deepseek_v3_splits
+from shenhong.tokenizer import Special, Tokenizer, deepseek_v3_splits, whole
 
 _Kind = gguf.TokenType
 Splits = pre_tokenizers.PreTokenizer
@@ -68,13 +68,11 @@ def gguf_tokenizer(file: GgufFile) -> Tokenizer:
 
     Error: ModelError where the file has none, another kind, or one that contradicts itself.
     """
-    try:
-        return _built(file)
-    except ModelError as error:
-        raise ModelError(f"{file.path}: {error}") from None
-    except Exception as error:  # the library raises bare Exception
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ModelError(f"{file.path}: the tokenizer is damaged ({reason})") from None
+    with whole(f"{file.path}: the tokenizer", "download the file again"):
+        try:
+            return _built(file)
+        except ModelError as error:
+            raise ModelError(f"{file.path}: {error}") from None
 
 
 def _built(file: GgufFile) -> Tokenizer:
