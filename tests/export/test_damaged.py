@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shenhong.errors import ShenhongError
+from shenhong.errors import ModelError, ShenhongError
 from shenhong.export import load_model, open_gguf, save_folder, save_gguf
 from shenhong.export.gguf_model import load_gguf
 from shenhong.export.gguf_tokenizer import gguf_tokenizer
@@ -146,5 +146,19 @@ def test_json_that_is_none(tmp_path, folder, name, content):
         opens(lambda: facts(folder))
         opens(lambda: save_gguf(folder, tmp_path / "m.gguf"))
         opens(lambda: save_folder(folder, tmp_path / "again"))
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_tokenizer_that_makes_its_library_panic(folder):
+    """Found by fuzzing: a template of a token that is not defined. A panic of Rust code is no Exception."""
+    path = folder / "tokenizer.json"
+    whole = path.read_bytes()
+    values = json.loads(whole)
+    values["post_processor"]["processors"][-1]["special_tokens"] = {}
+    path.write_text(json.dumps(values))
+    try:
+        with pytest.raises(ModelError, match=r"tokenizer\.json is damaged"):
+            Tokenizer.load(folder)
     finally:
         path.write_bytes(whole)

@@ -116,6 +116,7 @@ HOSTILE = {
     "long key": (header(pairs=1, rest=struct.pack("<Q", 1 << 62) + PAD), "characters"),
     "key type": (header(pairs=1, rest=text(b"k") + struct.pack("<I", 77) + PAD), "type 77"),
     "not UTF-8": (header(pairs=1, rest=text(b"\xff") + PAD), "UTF-8"),
+    "no name": (header(pairs=1, rest=text(b"k\nl") + PAD), "is no name"),
     "array": (
         header(pairs=1, rest=text(b"k") + struct.pack("<IIQ", 9, 8, 1 << 50) + PAD),
         "strings",

@@ -40,7 +40,7 @@ _BOOL, _STRING, _ARRAY = 7, 8, 9
 _LENGTH = 8  # bytes of a string's length, so the least a string takes
 # Far above any file known, and small enough that a Python list of so many is nothing to worry about.
 _MOST_PAIRS, _MOST_TENSORS, _MOST_ITEMS, _LONGEST = 1 << 16, 1 << 20, 1 << 24, 1 << 24
-_LONGEST_NAME, _MOST_DIMENSIONS, _LARGEST_ALIGNMENT = 1 << 10, 4, 1 << 20
+_LONGEST_NAME, _MOST_DIMENSIONS, _LARGEST_ALIGNMENT = 256, 4, 1 << 20
 
 
 class TensorInfo(NamedTuple):
@@ -115,7 +115,7 @@ class _Header:
         pairs = self.count("metadata pairs", _MOST_PAIRS, _LENGTH + 4 + 1)
         metadata: Metadata = {}
         for _ in range(pairs):
-            key = self.string(_LONGEST_NAME)
+            key = self.name()
             if key in metadata:
                 raise _Damaged(f"metadata {key!r} stands there twice")
             metadata[key] = self.value(key)
@@ -154,6 +154,13 @@ class _Header:
         except UnicodeDecodeError:
             raise _Damaged(f"{raw[:40]!r} is not UTF-8") from None
 
+    def name(self) -> str:
+        """A key or a tensor's name, fit to stand in a message of one line."""
+        name = self.string(_LONGEST_NAME)
+        if not name.isprintable():
+            raise _Damaged(f"{name!r:.80} is no name")
+        return name
+
     def value(self, key: str) -> Scalar | list[Scalar]:
         kind = self.whole(4)
         if kind == _STRING:
@@ -180,7 +187,7 @@ class _Header:
 
     def tensor(self, alignment: int) -> TensorInfo:
         """One entry of the table; ``start`` still counts from the beginning of the data."""
-        name = self.string(_LONGEST_NAME)
+        name = self.name()
         dimensions = self.whole(4)
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
             raise _Damaged(f"tensor {name!r} has {dimensions} dimensions")
