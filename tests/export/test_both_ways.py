@@ -64,6 +64,9 @@ def test_a_folder_opens_there_and_comes_back(tmp_path, seed):
     agree(decoder, model.eval(), seed)
     model.save_pretrained(tmp_path / "theirs", max_shard_size="20KB" if seed % 2 else "1GB")
     agree(load_model(tmp_path / "theirs"), model, seed)
+    again = save_model(load_model(tmp_path / "ours"), tmp_path / "again")
+    for path in again.iterdir():
+        assert path.read_bytes() == (tmp_path / "ours" / path.name).read_bytes(), path.name
 
 
 def test_what_transformers_makes_of_deepseek_v2_by_itself_opens(tmp_path):
