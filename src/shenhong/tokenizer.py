@@ -219,7 +219,11 @@ class Tokenizer:
                 f"cannot read {path} ({error}); run the tokenizer stage again"
             ) from None
         with whole(str(path), "run the tokenizer stage again"):
-            backend = _Backend.from_str(text)
+            values = json.loads(text)
+            # The library cuts bytes by the length of this prefix, and aborts the process in mid-character.
+            if values["model"].get("continuing_subword_prefix"):
+                raise ModelError(f"{path}: a continuing_subword_prefix is not read")
+            backend = _Backend.from_str(json.dumps(values))
             config = _json(Path(folder) / "tokenizer_config.json")
             return cls(
                 backend, bool(config.get("simplify")), _special(Path(folder), backend, config)
