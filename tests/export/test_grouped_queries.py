@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -19,6 +20,7 @@ from transformers import (
 
 from shenhong.engine import Engine, EngineSettings, Sampling, request_seed
 from shenhong.export import load_model, save_model
+from shenhong.model.counts import forward_flops, parameters
 from shenhong.numerics import documents, kernels_in_use, use_kernels
 
 KINDS = {
@@ -192,3 +194,21 @@ def test_a_text_is_the_same_to_the_bit_whatever_shares_its_batch(seed, dtype, tm
         assert alone.generate([prompt], 16, sampling=Sampling(temperature=1.0), seed=[own]) == [
             answer
         ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_costs_are_counted_right(seed, tmp_path):
+    """Parameters, and FLOPs against torch's counter on the reference path, which multiplies whole squares."""
+    _, model = theirs(seed)
+    model.save_pretrained(tmp_path)
+    decoder, T = load_model(tmp_path), 16
+    config = decoder.config
+    assert parameters(config).total == sum(p.numel() for p in decoder.parameters())
+    tokens_BT = torch.randint(config.vocab_size, (1, T))
+    use_kernels(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            logits_of(decoder, tokens_BT)
+    finally:
+        use_kernels(True)
+    assert forward_flops(config, T) * T == counter.get_total_flops()
