@@ -62,9 +62,7 @@ class Entry(NamedTuple):
     view: Tensor  # shares memory with the decoder
     is_copy: bool = False  # on disk a second time; loading only compares it
     exact: bool = False  # kept in fp32 whatever the folder's precision
-    halves: int = (
-        0  # width of heads whose rotated pairs are (i, i + width/2) on disk and neighbours here
-    )
+    halves: int = 0  # width of heads whose rotated pairs are (i, i + width/2) on disk
 
 
 def entries(decoder: Decoder) -> Iterator[Entry]:

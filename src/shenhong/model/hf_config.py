@@ -22,8 +22,6 @@ from shenhong.model.config import (
     check_type,
 )
 
-Precision = Literal["float32", "bfloat16"]
-
 
 class Only(NamedTuple):
     """The values of a field that are computed here, what an absent field stands for, and why others are refused."""
@@ -187,7 +185,7 @@ def model_type(config: ModelConfig) -> str:
     return "qwen2" if config.qkv_bias else "qwen3" if config.qk_norm else "llama"
 
 
-def to_hf(config: ModelConfig, dtype: Precision = "float32") -> dict[str, Any]:
+def to_hf(config: ModelConfig, dtype: Literal["float32", "bfloat16"] = "float32") -> dict[str, Any]:
     """The contents of ``config.json``; ``ModelError`` where no open format holds the model.
 
     Beside transformers' own fields it names the router for engines that have no default for it
