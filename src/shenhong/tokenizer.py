@@ -15,10 +15,12 @@ Legend: N texts, I ids of all texts.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import math
 import re
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -203,7 +205,6 @@ class Tokenizer:
         self.user_id = backend.token_to_id(USER) or 0
         self.assistant_id = backend.token_to_id(ASSISTANT) or 0
         self.vocab_size: int = max(backend.get_vocab().values(), default=-1) + 1
-        self._names = _markup(backend)
         self._table: np.ndarray | None = None
 
     @classmethod
@@ -312,15 +313,36 @@ class Tokenizer:
         """Ids of each text by the library. Names of special tokens in a text must not become them."""
         encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         result = [np.array(item.ids, np.int32) for item in encoded]
-        for n, text in enumerate(texts):
-            if self._names is None or not self._names.search(text):
-                continue
-            # Cut behind the first character: no special token is left whole, and no merge crosses the cut.
-            cuts = [found.start() + 1 for found in self._names.finditer(text)]
-            parts = [text[i:j] for i, j in itertools.pairwise([0, *cuts, len(text)])]
-            items = self.backend.encode_batch_fast(parts, add_special_tokens=False)
-            result[n] = np.array([i for item in items for i in item.ids], np.int32)
+        marked = [n for n, ids in enumerate(result) if self._marked[ids].any()]
+        if marked:
+            bare = self._bare.encode_batch_fast(
+                [texts[n] for n in marked], add_special_tokens=False
+            )
+            for n, item in zip(marked, bare, strict=True):
+                result[n] = np.array(item.ids, np.int32)
         return result
+
+    @functools.cached_property
+    def _marked(self) -> np.ndarray:
+        """[ids] bool: the special tokens, also those that are only special by their looks."""
+        marked = np.zeros(self.vocab_size, bool)
+        added = self.backend.get_added_tokens_decoder().items()
+        marked[[id for id, t in added if t.special or t.content.startswith("<")]] = True
+        return marked
+
+    @functools.cached_property
+    def _bare(self) -> _Backend:
+        """The same tokenizer, but that it knows no special token by its name."""
+        values, kept = json.loads(self.backend.to_str()), []
+        vocabulary = self.backend.get_vocab(with_added_tokens=False)
+        for token in values["added_tokens"]:
+            if self._marked[token["id"]]:
+                if token["content"] in vocabulary:
+                    continue
+                # Its number must stay taken: a name that nobody can write.
+                token["content"] = f"{token['id']}{secrets.token_hex(16)}"
+            kept.append(token)
+        return _Backend.from_str(json.dumps(values | {"added_tokens": kept}))
 
     def _characters(self) -> np.ndarray:
         """For each code point the id of its token, or -1 where only merging can tell.
@@ -350,16 +372,6 @@ class Tokenizer:
                 table[ord(character)] = number
         table[ord("<")] = -1  # may begin the name of a special token
         return table
-
-
-def _markup(backend: _Backend) -> re.Pattern[str] | None:
-    """Finds where the name of a special token begins, also of those that are only called special by their looks."""
-    tokens = backend.get_added_tokens_decoder().values()
-    names = {t.content for t in tokens if t.special or t.content.startswith("<")}
-    longer = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
-    # The rest is only looked at, so that names that overlap are all found.
-    found = (f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in longer)
-    return re.compile("|".join(found)) if longer else None
 
 
 @contextlib.contextmanager

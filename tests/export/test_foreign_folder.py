@@ -8,8 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import (
+    AddedToken,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from shenhong.cli import main
@@ -169,3 +177,20 @@ def test_pieces_of_sentencepiece_are_written_as_its_decoder_does():
     written = TextStream(token_bytes(tokenizer, len(vocabulary)))
     ids = tokenizer.encode(text)
     assert "".join(map(written.add, ids)) + written.finish() == text == plain.decode(ids)
+
+
+def test_no_name_in_a_text_becomes_a_token_however_many_there_are(folder, tmp_path):
+    """Tokens beside the vocabulary too, names within names, and in no more time than other text."""
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    more = [AddedToken(f"<|reserved_{n}|>", special=True) for n in range(2000)]
+    plain = [AddedToken("<tool>", special=False), AddedToken("wow wow", special=False)]
+    backend.add_tokens([*more, *plain])
+    tokenizer = Tokenizer(backend, special=Special("<|begin|>", "<|end|>", None, False, None))
+    added = backend.get_added_tokens_decoder()
+    ours = {id for id, token in added.items() if token.content != "wow wow"}
+    for text in ("<|im_<|im_end|>end|>", "a<|reserved_1999|>b<tool>", "<|" * 50_000 + "<|end|>"):
+        ids = tokenizer.encode(text)
+        assert not ours & set(ids) and tokenizer.decode(ids) == text
+    # What is no more than a frequent word stays the token it is, beside a name too.
+    word = backend.token_to_id("wow wow")
+    assert tokenizer.encode("wow wow")[0] == word and word in tokenizer.encode("<|end|>wow wow")

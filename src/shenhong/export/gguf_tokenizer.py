@@ -99,10 +99,13 @@ def _built(file: GgufFile) -> Tokenizer:
     if pre.composes:
         backend.normalizer = normalizers.NFC()
     # In the order of their ids, as the library numbers those it meets anew.
-    for i in used:
-        if types[i] in (_Kind.CONTROL, _Kind.USER_DEFINED) and tokens[i]:
-            special = types[i] == _Kind.CONTROL
-            backend.add_tokens([AddedToken(tokens[i], special=special, normalized=False)])
+    backend.add_tokens(
+        [
+            AddedToken(tokens[i], special=types[i] == _Kind.CONTROL, normalized=False)
+            for i in used
+            if types[i] in (_Kind.CONTROL, _Kind.USER_DEFINED) and tokens[i]
+        ]
+    )
     bos, eos, pad, eot = (_token(file, tokens, key) for key in ("bos", "eos", "padding", "eot"))
     begins = file.metadata.get("tokenizer.ggml.add_bos_token", pre.begins)
     ends = [vocabulary[end] for end in (*_ENDS, eot) if end in vocabulary]
