@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -53,6 +54,17 @@ def opens(open_it):
     return True
 
 
+@contextlib.contextmanager
+def holding(path, content):
+    """The file with another content, for a while."""
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(whole)
+
+
 def open_folder(folder):
     Tokenizer.load(folder)
     load_model(folder)
@@ -72,7 +84,6 @@ def test_undamaged_they_open(folder, file):
 def test_any_value_of_a_folders_json(folder, data):
     name = data.draw(st.sampled_from(["config.json", "tokenizer.json", "tokenizer_config.json"]))
     path, values = folder / name, json.loads((folder / name).read_text())
-    whole = path.read_bytes()
     spot = values
     while True:
         key = data.draw(st.sampled_from(list(spot) if isinstance(spot, dict) else range(len(spot))))
@@ -84,11 +95,8 @@ def test_any_value_of_a_folders_json(folder, data):
             break
         spot = spot[key]
     spot[key] = data.draw(VALUES)
-    path.write_text(json.dumps(values))
-    try:
+    with holding(path, json.dumps(values).encode()):
         opens(lambda: open_folder(folder))
-    finally:
-        path.write_bytes(whole)
 
 
 @QUICK
@@ -105,11 +113,8 @@ def test_any_bytes_of_a_folders_headers(folder, data):
     for at in data.draw(st.lists(st.integers(0, header - 1), min_size=1, max_size=4)):
         changed[at] = data.draw(st.integers(0, 255))
     cut = data.draw(st.one_of(st.none(), st.integers(0, len(whole))))
-    path.write_bytes(changed[:cut])
-    try:
+    with holding(path, changed[:cut]):
         opens(lambda: open_folder(folder))
-    finally:
-        path.write_bytes(whole)
 
 
 @QUICK
@@ -138,39 +143,31 @@ def test_any_number_of_a_gguf_header(file, data):
 )
 def test_json_that_is_none(tmp_path, folder, name, content):
     """Nesting deeper than the parser goes, other kinds of values, no UTF-8: on every way a file is read."""
-    path = folder / name
-    whole = path.read_bytes()
-    path.write_bytes(content)
-    try:
+    with holding(folder / name, content):
         opens(lambda: open_folder(folder))
         opens(lambda: facts(folder))
         opens(lambda: save_gguf(folder, tmp_path / "m.gguf"))
         opens(lambda: save_folder(folder, tmp_path / "again"))
-    finally:
-        path.write_bytes(whole)
 
 
-@pytest.mark.parametrize(
-    ("part", "key", "value", "words"),
-    [
-        # A template of a token that is not defined panics, and a panic is no Exception.
-        ("post_processor", "processors", "no special tokens", "is damaged"),
-        # Cut in mid-character, a merge makes an error message that is no text: the process would end.
-        ("model", "continuing_subword_prefix", "x", "not read"),
-    ],
-)
-def test_tokenizers_on_which_the_library_dies(folder, part, key, value, words):
+# A template of a token that is not defined panics, and a panic is no Exception; a merge cut in mid-character makes an
+# error message that is no text, and the library ends the process.
+DEADLY = {
+    "is damaged": lambda values: values["post_processor"]["processors"][-1].update(
+        special_tokens={}
+    ),
+    "is not read": lambda values: values["model"].update(continuing_subword_prefix="x"),
+}
+
+
+@pytest.mark.parametrize("words", DEADLY)
+def test_tokenizers_on_which_the_library_dies(folder, words):
     """Found by fuzzing."""
     path = folder / "tokenizer.json"
-    whole = path.read_bytes()
-    values = json.loads(whole)
-    if part == "model":
-        values[part][key] = value
-    else:
-        values[part][key][-1]["special_tokens"] = {}
-    path.write_text(json.dumps(values))
-    try:
-        with pytest.raises(ModelError, match=words):
-            Tokenizer.load(folder)
-    finally:
-        path.write_bytes(whole)
+    values = json.loads(path.read_bytes())
+    DEADLY[words](values)
+    with (
+        holding(path, json.dumps(values).encode()),
+        pytest.raises(ModelError, match=words),
+    ):
+        Tokenizer.load(folder)
