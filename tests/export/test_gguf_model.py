@@ -188,6 +188,7 @@ def test_llama_3_is_known_by_its_divisors(tmp_path):
         ({"rope.dimension_count": 2}, "differs"),
         ({"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0}, "longrope"),
         ({"rope.freq_base": float("nan")}, "rope"),
+        ({"attention.sliding_window": 16}, "sliding_window is 16, which is not computed"),
         ({"attention.layer_norm_rms_epsilon": "small"}, "expected"),
     ],
 )

@@ -27,6 +27,17 @@ _HALVES = re.compile(r"\.attn_[qk](_norm)?\.(weight|bias)$")
 # Llama 3.1 and its kin differ in the factor only, and a file says nothing but the result.
 _LLAMA3 = Llama3Rope(1.0, 8192, low_freq_factor=1.0, high_freq_factor=4.0)
 _FACTORS = "rope_freqs.weight"
+# What would change the result and is not computed here: key -> the values under which it changes nothing.
+_UNREAD: dict[str, tuple[float, ...]] = {
+    "attention.sliding_window": (0,),
+    "attention.scale": (0, 1),
+    "attention.causal": (True,),
+    "rope.scaling.attn_factor": (1,),
+    "rope.scale_linear": (1,),
+    "logit_scale": (1,),
+    "embedding_scale": (1,),
+    "residual_scale": (1,),
+}
 
 
 class _Fields:
@@ -38,6 +49,10 @@ class _Fields:
         if self.architecture not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
             raise ModelError(f"architecture {self.architecture!r:.60}; those that open are {known}")
+        for name, harmless in _UNREAD.items():
+            value = self.values.get(f"{self.architecture}.{name}", harmless[0])
+            if value not in harmless:
+                raise ModelError(f"{name} is {value!r:.60}, which is not computed here")
 
     def get(self, key: str, kind: str, absent: Any = dataclasses.MISSING) -> Any:
         value = self.values.get(key, absent)
