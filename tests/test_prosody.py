@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shenhong.evaluate.metrics import shuffled
-from shenhong.prosody import FORMS, analyse, form_of, pingshui
 from shenhong.evaluate.verse import measure
+from shenhong.prosody import FORMS, analyse, form_of, pingshui
 from tests.evaluate.run_folder import ROOT
 
 HERON = "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。"

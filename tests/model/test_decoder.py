@@ -12,7 +12,12 @@ from shenhong.model import Decoder, PreparedDecoder, Yarn
 from shenhong.model.rope import rope_tables, rotate
 from shenhong.numerics import Documents, kernels_in_use, use_kernels
 from shenhong.numerics.fused_decode import Batch
-from tests.model.random_configs import random_config, random_decoder, random_tokens, random_v2_config
+from tests.model.random_configs import (
+    random_config,
+    random_decoder,
+    random_tokens,
+    random_v2_config,
+)
 
 
 def flat(rows):
