@@ -2,7 +2,8 @@
 
 Both engines have the same weights and run in turns in this process, each at its best thread count and dtype; random
 weights of the 17M shape unless --model names a finished model, for speed does not depend on what weights say. Texts
-are greedy and of fixed length. A trained model with a multi-token-prediction layer also has drafting calibrated.
+are greedy and of fixed length. With --model, llama.cpp takes part too where its Python binding is installed (16-bit
+GGUF), and a multi-token-prediction layer has drafting calibrated.
 
     python benchmarks/decode.py [--model runs/poet] [--tokens 64] [--batches 1 4 16 64]
 
@@ -12,6 +13,7 @@ Prints a table, then one JSON line.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -28,7 +30,7 @@ from transformers import AutoModelForCausalLM
 
 from common import conditions
 from shenhong.engine import Engine, EngineSettings, Sampling
-from shenhong.export import load_model, save_model
+from shenhong.export import load_model, save_gguf, save_model
 from shenhong.model import Decoder, ModelConfig
 from shenhong.model.counts import cache_numbers, parameters
 from shenhong.models import folder_of
@@ -97,6 +99,14 @@ def theirs(folder: Path, dtype: torch.dtype) -> Writer:
     return write
 
 
+def llama_cpp(folder: Path, gguf: Path, streams: int, length: int, threads: int) -> Writer:
+    from llama_cpp_engine import LlamaCpp
+
+    if not gguf.exists():
+        save_gguf(folder, gguf, 16, multitoken=False)
+    return LlamaCpp(gguf, streams, length, threads)
+
+
 def prompts_of(count: int, length: int, vocabulary: int, seed: int) -> list[list[int]]:
     draw = torch.Generator().manual_seed(seed)
     return torch.randint(5, vocabulary, (count, length), generator=draw).tolist()
@@ -135,6 +145,18 @@ def best_of(arms: list[Arm], prompts: list[list[int]], tokens: int, rounds: int)
     return found
 
 
+def row(name: int, numbers: dict[str, float], better: Callable[[float, float], float]) -> str:
+    """Each engine's number, and ours against each peer's."""
+    mine = numbers["shenhong"]
+    ratios = (better(mine, v) for k, v in numbers.items() if k != "shenhong")
+    return (
+        f"{name:12}"
+        + "".join(f"{v:14,.1f}" for v in numbers.values())
+        + "   "
+        + ", ".join(f"{r:.1f}x" for r in ratios)
+    )
+
+
 def cache_bytes(config: ModelConfig) -> dict[str, Any]:
     """In bfloat16, all layers of the trunk."""
     cache, layers = cache_numbers(config), config.num_hidden_layers
@@ -154,7 +176,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, machine.cores()}))
     options = parser.parse_args()
-    decoder = load_model(folder_of(options.model)) if options.model else Decoder(SMALL)
+    folder = folder_of(options.model) if options.model else Path()
+    decoder = load_model(folder) if options.model else Decoder(SMALL)
     config = decoder.config
     size = parameters(config)
     print(conditions(max(options.threads), torch.float32))
@@ -174,36 +197,37 @@ def main() -> None:
             )
             for threads in options.threads
         ]
-        print(f"{'batch':>12} {'shenhong':>12} {'transformers':>13} {'ratio':>6}   tokens/s")
+        if options.model and importlib.util.find_spec("llama_cpp"):
+            longest = PROMPT + options.tokens
+            streams = max(options.batches)
+            gguf = Path(name) / "model.gguf"
+            arms += [
+                Arm(
+                    "llama.cpp",
+                    torch.float16,
+                    threads,
+                    llama_cpp(folder, gguf, streams, longest, threads),
+                )
+                for threads in options.threads
+            ]
+        heads = "".join(f"{engine:>14}" for engine in dict.fromkeys(arm.name for arm in arms))
+        print(f"{'batch':>12}{heads}   tokens/s, and ours over theirs")
         for batch in options.batches:
             prompts = prompts_of(batch, PROMPT, config.vocab_size, batch)
             found = best_of(arms, prompts, options.tokens, options.rounds)
             rates = {k: batch * options.tokens / v["seconds"] for k, v in found.items()}
-            ratio = rates["shenhong"] / rates["transformers"]
-            result["rates"][batch] = {k: round(v, 1) for k, v in rates.items()} | {
-                "ratio": round(ratio, 2),
-                "how": {k: v["how"] for k, v in found.items()},
-            }
-            print(
-                f"{batch:12} {rates['shenhong']:12.0f} {rates['transformers']:13.0f} {ratio:6.1f}"
-                f"   ({found['shenhong']['how']} against {found['transformers']['how']})"
-            )
-        print(
-            f"\n{'prompt':>12} {'shenhong':>12} {'transformers':>13} {'ratio':>6}   ms to 1st token"
-        )
+            how = {k: v["how"] for k, v in found.items()}
+            result["rates"][batch] = {k: round(v, 1) for k, v in rates.items()} | {"how": how}
+            print(f"{row(batch, rates, lambda a, b: a / b)}   ({'; '.join(how.values())})")
+        print(f"\n{'prompt':>12}{heads}   ms to the first token, and theirs over ours")
         result["first_token_ms"] = {}
         for length in FIRST:
             if length > config.max_position_embeddings:
                 continue
             found = best_of(arms, prompts_of(1, length, config.vocab_size, 7), 1, options.rounds)
             spent = {k: 1000 * v["seconds"] for k, v in found.items()}
-            ratio = spent["transformers"] / spent["shenhong"]
-            result["first_token_ms"][length] = {k: round(v, 2) for k, v in spent.items()} | {
-                "ratio": round(ratio, 2)
-            }
-            print(
-                f"{length:12} {spent['shenhong']:12.1f} {spent['transformers']:13.1f} {ratio:6.1f}"
-            )
+            result["first_token_ms"][length] = {k: round(v, 2) for k, v in spent.items()}
+            print(row(length, spent, lambda a, b: b / a))
     print("\ncache bytes a token (bfloat16): latent, multi-head with the same heads, ratio")
     result["cache"] = {}
     for name, shape in (("this model", config), ("DeepSeek-V3", V3)):

@@ -94,7 +94,8 @@ def folder_of(path: Path) -> Path:
 def open_writer(path: Path, dtype: torch.dtype = torch.float32) -> Writer:
     """Load a model for writing. float32 keeps a request's text independent of its batch."""
     source = open_source(path)
-    return Writer(Engine(source.decoder(), source.tokenizer, dtype), source.tokenizer)
+    engine = Engine(source.decoder(), source.tokenizer, dtype, take=True)
+    return Writer(engine, source.tokenizer)
 
 
 def facts(path: Path) -> dict[str, Any]:

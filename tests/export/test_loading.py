@@ -191,28 +191,38 @@ def test_an_untrue_config_is_refused_before_memory_is_taken(decoder, tmp_path):
 
 
 PEAK = """
-import re, sys
+import re, sys, torch
+from shenhong.engine import Engine
 from shenhong.export import load_model
 
 def peak_bytes():  # of this program alone: getrusage would count its parent's before it began
     status = open("/proc/self/status").read()
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1])
 
-load_model(sys.argv[1])  # a small one first, so that libraries are not counted
+def open_model(path):
+    decoder = load_model(path)
+    own = sum(p.numel() * 4 for p in decoder.parameters())
+    if sys.argv[1] == "write":
+        Engine(decoder, dtype=torch.bfloat16, take=True)
+    return own
+
+open_model(sys.argv[2])  # a small one first, so that libraries are not counted
 before = peak_bytes()
-decoder = load_model(sys.argv[2])
-print(peak_bytes() - before, sum(p.numel() * 4 for p in decoder.parameters()))
+own = open_model(sys.argv[3])
+print(peak_bytes() - before, own)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("dtype", ["float32", "float8"])
-def test_peak_memory_is_near_the_model_s_own_size(decoder, tmp_path, dtype):
+@pytest.mark.parametrize(
+    ("use", "dtype"), [("load", "float32"), ("load", "float8"), ("write", "bfloat16")]
+)
+def test_peak_memory_is_near_the_model_s_own_size(decoder, tmp_path, use, dtype):
     small = save_model(decoder, tmp_path / "small", dtype=dtype)
     config = wide_config(3, vocab_size=4000, intermediate_size=8192, hidden_size=1024)
     large = save_model(random_decoder(config, 3), tmp_path / "large", dtype=dtype)
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, str(small), str(large)],
+        [sys.executable, "-c", PEAK, use, str(small), str(large)],
         capture_output=True,
         text=True,
         check=True,

@@ -78,7 +78,8 @@ class Live:
 class Engine:
     """Generates from a decoder's weights as they are now.
 
-    ``tokenizer``: needed for text, stop strings and constraints. ``dtype``: what weights and cache are kept in.
+    ``tokenizer``: needed for text, stop strings and constraints. ``dtype``: what weights and cache are kept in. ``take``:
+    the decoder gives its weights up to the engine, which halves the memory it takes to start.
     """
 
     def __init__(
@@ -87,8 +88,9 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         dtype: torch.dtype = torch.float32,
         settings: EngineSettings = EngineSettings(),
+        take: bool = False,
     ) -> None:
-        self.model = PreparedDecoder(decoder, dtype)
+        self.model = PreparedDecoder(decoder, dtype, take)
         self.config, self.tokenizer, self.settings = decoder.config, tokenizer, settings
         self.bytes_of = token_bytes(tokenizer, self.config.vocab_size) if tokenizer else None
         context, page = self.config.max_position_embeddings, settings.page

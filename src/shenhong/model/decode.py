@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from shenhong.errors import ModelError
 from shenhong.model.attention import LATENT_NORM_EPS, GroupedQueryAttention, LatentAttention
@@ -68,11 +68,14 @@ class Join:
 class PreparedDecoder:
     """A copy of a decoder for generation; later changes of the decoder do not reach it.
 
-    ``fused``: whether the kernels serve; they must agree with PyTorch on a small batch first.
+    ``take``: the decoder gives its weights up layer by layer and is of no use afterwards, so that there are never two
+    whole copies. ``fused``: whether the kernels serve; they must agree with PyTorch on a small batch first.
     """
 
     @torch.no_grad()
-    def __init__(self, decoder: Decoder, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, decoder: Decoder, dtype: torch.dtype = torch.float32, take: bool = False
+    ) -> None:
         config = decoder.config
         if config.attention == "mha":
             raise ModelError('attention "mha" is for training only; choose "mla" or "gqa"')
@@ -86,7 +89,6 @@ class PreparedDecoder:
         self.norm_D = decoder.model.norm.weight.clone()
         layers = [layer for layer in decoder.model.layers if isinstance(layer, Layer)]
         self.rows = [_attention_of(layer).cache_row for layer in layers]
-        self.layers = [self._prepare(layer) for layer in layers]
         self.trunk = config.num_hidden_layers
         self.join: Join | None = None
         if isinstance(last := layers[-1], MultiTokenLayer):
@@ -96,6 +98,13 @@ class PreparedDecoder:
                 last.eh_proj.weight.to(dtype, copy=True),
                 last.shared_head.norm.weight.clone(),
             )
+        self.layers: list[Weights] = []
+        for layer in layers:
+            self.layers.append(self._prepare(layer))
+            if take:
+                _empty(layer)
+        if take:
+            _empty(decoder)
         self.fused: FusedLayers | None = None
         if self.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
             self._fuse()
@@ -262,6 +271,11 @@ class PreparedDecoder:
             "gate_up": pack_gated(experts.gate_up_E2ID) if experts else None,
             "expert_down": pack(experts.down_EDI) if experts else None,
         }
+
+
+def _empty(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.data = parameter.data.new_empty(0)
 
 
 def _attention_of(layer: Layer) -> LatentAttention | GroupedQueryAttention:
