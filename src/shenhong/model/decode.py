@@ -111,7 +111,7 @@ class PreparedDecoder:
 
     def _prepare(self, layer: Layer) -> Weights:
         def cast(*matrices: Tensor) -> Tensor:
-            return torch.cat([m.detach() for m in matrices]).to(self.dtype)
+            return torch.cat([m.detach().to(self.dtype) for m in matrices])
 
         def feed_forward(block: FeedForward) -> tuple[Tensor, Tensor]:
             return cast(block.gate_proj.weight, block.up_proj.weight), cast(block.down_proj.weight)

@@ -43,7 +43,7 @@ class GroupedWeights:
             groups=attention.groups,
             scale=attention.scale,
             eps=attention.q_norm.eps if normed else 0.0,
-            qkv=torch.cat([part.weight.detach() for part in parts]).to(dtype),
+            qkv=torch.cat([part.weight.detach().to(dtype) for part in parts]),
             bias=torch.cat(biases) if biases else None,
             q_norm_d=attention.q_norm.weight.detach().clone() if normed else None,
             k_norm_d=attention.k_norm.weight.detach().clone() if normed else None,

@@ -43,7 +43,7 @@ class LatentWeights:
     @classmethod
     def of(cls, attention: LatentAttention, dtype: torch.dtype) -> LatentWeights:
         def cast(*matrices: Tensor) -> Tensor:
-            return torch.cat([m.detach() for m in matrices]).to(dtype)
+            return torch.cat([m.detach().to(dtype) for m in matrices])
 
         low_rank = attention.q_lora_rank is not None
         queries = attention.q_a_proj if low_rank else attention.q_proj
