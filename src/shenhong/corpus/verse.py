@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from shenhong import prosody
 from shenhong.corpus.settings import CorpusSettings
 from shenhong.normalise import IDEOGRAPH
-from shenhong.prosody import rhyme_of
 
-FORMS = {(5, 4): "五绝", (7, 4): "七绝", (5, 8): "五律", (7, 8): "七律"}
+FORMS = {shape: form for form, shape in prosody.FORMS.items()}
 """(characters a line, lines) -> form."""
 
 _SHAPES = {
@@ -96,7 +96,7 @@ def prompt(poem: Poem, about: str, form: float, rhyme: float, settings: CorpusSe
     named = [] if about and form < settings.formless else [poem.form]
     if about:
         named.append(about)
-    if rhyme < settings.rhymed and (group := rhyme_of(poem.original, "traditional")):
+    if rhyme < settings.rhymed and (group := prosody.rhyme_of(poem.original, "traditional")):
         named.append(asked_rhyme(group))
     return " ".join(named)
 
