@@ -339,6 +339,7 @@ def _count(text: str) -> int:
 
 def quickstart(options: argparse.Namespace) -> None:
     from shenhong import pipeline
+    from shenhong.ask import answers
     from shenhong.recipe import load
 
     changes = [f"minutes={options.minutes}"]
@@ -348,8 +349,7 @@ def quickstart(options: argparse.Namespace) -> None:
     if not pipeline.run(load(pipeline.bundled(POET), changes), run_path, begun=options.begun):
         return
     titles = ["七绝 长城", "五绝 春夜", "七律 江上", "五律 明月"]
-    poems = _answers(run_path, titles, LONGEST_ANSWER, 0.8, 0, 1.0, 0)
-    for title, poem in zip(titles, poems, strict=True):
+    for title, poem in zip(titles, answers(run_path, titles), strict=True):
         print(f"\n{title}\n{poem}")
     print()
     print(pipeline.summary(run_path))
@@ -407,29 +407,16 @@ def train(options: argparse.Namespace) -> None:
         print(pipeline.summary(run_path))
 
 
-def _rhyme(name: str | None) -> str | None:
-    """How the poet is asked for a rhyme of the 平水韵. Error: UsageError."""
-    if name is None:
-        return None
-    from shenhong.corpus.verse import asked_rhyme
-    from shenhong.prosody import pingshui
-
-    groups = [group.name for group in pingshui().groups]
-    if name not in groups and name not in {group[-1] for group in groups}:
-        some = "".join(group[-1] for group in groups[:30])
-        raise UsageError(f"--rhyme {name}: no rhyme of the 平水韵; the level ones are {some}")
-    return asked_rhyme(name)
-
-
 def generate(options: argparse.Namespace) -> None:
-    prompt = " ".join(filter(None, (options.form, options.prompt, _rhyme(options.rhyme))))
-    answers = _answers(
+    from shenhong import ask
+    from shenhong.engine import Sampling
+
+    prompt = ask.poem(options.prompt, options.form, options.rhyme)
+    answers = ask.answers(
         options.model,
         [prompt] * options.n,
         options.max_tokens,
-        options.temperature,
-        options.top_k,
-        options.top_p,
+        Sampling(options.temperature, options.top_k, options.top_p),
         options.seed,
         options.plain,
     )
@@ -437,32 +424,6 @@ def generate(options: argparse.Namespace) -> None:
         print(json.dumps({"prompt": prompt, "answers": answers}, ensure_ascii=False))
     else:
         print("\n\n".join(answers))
-
-
-def _answers(
-    model: Path,
-    prompts: list[str],
-    max_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int,
-    plain: bool = False,
-) -> list[str]:
-    from shenhong.engine import Sampling
-    from shenhong.models import open_writer
-    from shenhong.serve.template import asking
-
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    writer = open_writer(model)
-    tokenizer = writer.tokenizer
-    if plain:
-        bare = lambda text: [*tokenizer.begin, *tokenizer.encode(text)]  # noqa: E731
-        return writer.answer(prompts, max_tokens, sampling, seed, bare)
-    if tokenizer.own or tokenizer.special.template is None:
-        return writer.answer(prompts, max_tokens, sampling, seed)
-    with asking(model, tokenizer) as ask:
-        return writer.answer(prompts, max_tokens, sampling, seed, ask)
 
 
 def evaluate(options: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from tokenizers import (
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from shenhong.ask import answers
 from shenhong.cli import main
 from shenhong.engine import Sampling
 from shenhong.engine.text import TextStream, token_bytes
@@ -118,6 +119,7 @@ def test_it_is_asked_and_answers_as_theirs(folder):
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False
     )
     assert answer == theirs.decode(said[0, len(prompt) :], skip_special_tokens=True)
+    assert answers(folder, ["The 13 foxes"], 20, Sampling(temperature=0)) == [answer]
 
 
 def test_the_verbs_open_it(folder, capsys):
