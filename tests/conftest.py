@@ -1,17 +1,24 @@
-"""What all tests share: quiet threads, and one tiny run of the whole pipeline on real poems."""
+"""What all tests share: quiet threads, one tiny run of the whole pipeline on real poems, and verbs that must refuse."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+
+from shenhong.cli import main
+from shenhong.run import digest
+
+Captured = pytest.CaptureFixture[str]
 
 # Child processes inherit these: no telemetry, and threads that wait do not spin on a busy machine.
 os.environ["DO_NOT_TRACK"] = "true"
@@ -94,3 +101,33 @@ def tiny(recipe: Path) -> Tiny:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return Tiny(recipe, run, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def copy(tiny: Tiny, tmp_path: Path) -> Path:
+    """A finished run of one's own, as near to its corpus as the original."""
+    return Path(shutil.copytree(tiny.run, tiny.run.with_name(f"{tmp_path.name}-run")))
+
+
+def state(folder: Path) -> dict[str, str]:
+    """Every file and its hash; the lock names whoever came last."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): digest(path) for path in files}
+
+
+@pytest.fixture
+def refused(capfd: Captured) -> Callable[..., str]:
+    """Run a verb that must be refused; returns the one line. Progress before it is no part of it."""
+
+    def refuse(*arguments: object, says: tuple[object, ...]) -> str:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        assert (code, out) == (2, ""), (code, out, err)
+        lines = [line for line in err.splitlines() if line.startswith("shenhong: ")]
+        assert [*lines] == err.splitlines()[-1:] and "Traceback" not in err, err
+        for part in says:
+            assert str(part) in lines[0], lines[0]
+        return lines[0]
+
+    return refuse

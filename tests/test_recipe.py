@@ -1,5 +1,6 @@
 """Recipes: the three that ship are valid; every mistake is one line that names the key and the remedy."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,43 @@ def test_set_changes_values_of_every_type(tmp_path):
     for wrong in ("train.steps", "=3", "name.x=1", "train.stepz=1"):
         with pytest.raises(RecipeError):
             load(path, [wrong])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("train.stepz=3", "unknown key train.stepz; did you mean steps?"),
+        ("speed=3", "unknown key speed"),
+        ("train.steps=many", "train.steps"),
+        ("train.steps=0", "train.steps"),
+        ("corpus.paths=7", "corpus.paths"),
+        ("model.num_experts_per_tok=5", "experts"),
+        ("model.n_group=3", "group"),
+        ("model.topk_group=2", "group"),
+        ("model.qk_rope_head_dim=9", "even"),
+        ("train.batch_tokens=500", "multiple of train.sequence_length"),
+        ("train.sequence_length=256", "max_position_embeddings"),
+        ("tokenizer.vocab_size=1000", "64"),
+        ("train.steps", "write it as section.key=value"),
+        ("name.x=3", "name is a value, not a section"),
+        ("seed=-1", "seed"),
+    ],
+)
+def test_a_bad_setting(
+    change: str, says: str, recipe: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    refused("train", recipe, "--run", tmp_path / "run", "--set", change, says=(says,))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_that_is_none(recipe: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    absent, broken, binary = (tmp_path / f"{name}.toml" for name in ("absent", "broken", "binary"))
+    refused("train", absent, says=(absent, "does not exist; give a recipe"))
+    broken.write_text("name = ")
+    refused("train", broken, says=(broken, "not valid TOML"))
+    binary.write_bytes(b"\xff\xfe\x00")
+    refused("train", binary, says=(binary, "a recipe is a TOML file"))
+    timeless = written(tmp_path, recipe.read_text().replace("steps = 16\n", ""))
+    refused("train", timeless, says=(timeless, "give either minutes"))
+    nameless = written(tmp_path, recipe.read_text().replace('name = "tiny"', ""))
+    refused("train", nameless, says=(nameless, "name is missing"))
