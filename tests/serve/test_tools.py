@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from openai import OpenAI
 from transformers import AutoTokenizer
 
 from shenhong.engine import Constraint
 from shenhong.engine.structured import Grammars
 from shenhong.serve import openai_api
+from shenhong.serve.calls import (
+    BARE,
+    DEEPSEEK,
+    FENCED,
+    LISTED,
+    LISTED_CLOSELY,
+    MARKED,
+    TAGGED,
+    Offer,
+)
 from shenhong.serve.generation import calls_constraint
 from shenhong.serve.schemas import ChatRequest, Function
 from shenhong.serve.template import Template
-from shenhong.serve.tools import BARE, TAGGED, Calls, Offer
-from shenhong.tokenizer import Tokenizer
+from shenhong.tokenizer import SPECIAL, Tokenizer
 from tests.conftest import Tiny
 from tests.serve.running import Running, running, with_template
 
@@ -77,15 +83,45 @@ LLAMA = """{{ bos_token }}
     {%- endif %}
 {%- endfor %}{%- if add_generation_prompt %}{{- "<｜Assistant｜>" }}{%- endif %}"""
 
-# Calls that are not read here: as Mistral, Qwen 3 Coder and Apriel write them; one that is never written, one that fails.
-CALLS = "{{ tools }}{% for m in messages %}{{ m.role }}{% for c in m.tool_calls %}%s{% else %}{{ m.content }}{% endfor %}{% endfor %}"
+
+def written(call: str, between: str = "", opened: str = "", closed: str = "") -> str:
+    """A template that writes calls so, with the marks of the tiny model."""
+    return (
+        "{{ bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
+        "{% if m.role == 'assistant' %}{{ '<｜Assistant｜>' + m.content }}{% for tool in m.tool_calls %}"
+        "{% if loop.first %}{{ OPENED }}{% else %}{{ BETWEEN }}{% endif %}{{ CALL }}"
+        "{% if loop.last %}{{ CLOSED }}{% endif %}{% endfor %}{{ eos_token }}"
+        "{% else %}{{ '<｜User｜>' + m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}"
+    ).replace("CALL", call).replace("OPENED", opened).replace("BETWEEN", between).replace("CLOSED", closed)  # fmt: skip
+
+
+NAME, GIVEN = "tool.function.name", "tool['function']['arguments']"
+# DeepSeek's take arguments as text.
+V3 = written(
+    f"'<｜tool▁call▁begin｜>' + tool['type'] + '<｜tool▁sep｜>' + {NAME} + '\\n' + '```json' + '\\n' + {GIVEN} + '\\n' + '```' + '<｜tool▁call▁end｜>'",
+    "'\\n'", "'<｜tool▁calls▁begin｜>'", "'<｜tool▁calls▁end｜>'",
+)  # fmt: skip
+V31 = written(
+    f"'<｜tool▁call▁begin｜>' + {NAME} + '<｜tool▁sep｜>' + {GIVEN} + '<｜tool▁call▁end｜>'",
+    "''", "'<｜tool▁calls▁begin｜>'", "'<｜tool▁calls▁end｜>'",
+)  # fmt: skip
+NINE = "raise_exception('ids have nine letters') if tool.id | length != 9 else ''"
+MISTRAL = written(
+    f"({NINE}) + (tool.function | tojson)[:-1] + ', \"id\": \"' + tool.id + '\"}}'",
+    "', '", "'[TOOL_CALLS] ['", "']'",
+)  # fmt: skip
+TEKKEN = MISTRAL.replace("[TOOL_CALLS] [", "[TOOL_CALLS][")
+MINISTRAL = written(f"'[TOOL_CALLS]' + {NAME} + '[ARGS]' + ({GIVEN} | tojson)", "''", "''", "''")
+
+# Calls that are not read: as Qwen 3 Coder, Mistral Small 3.2 and Apriel write them; one that is never written, one that fails.
 UNREAD = [
-    CALLS.replace("%s", '[TOOL_CALLS][{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}]'),
-    CALLS.replace("%s", "<tool_call>\n<function={{ c.function.name }}>\n</function>\n</tool_call>"),
-    CALLS.replace("%s", '<tool_calls>[{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}]</tool_calls>'),
-    CALLS.replace("%s", "{{ m.content }}<tool_call>"),
-    CALLS.replace("%s", "{{ raise_exception('no calls') }}"),
-    CALLS.replace("%s", "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"),
+    written(f"'<tool_call>\\n<function=' + {NAME} + '>\\n</function>\\n</tool_call>'", "''", "''", "''"),
+    written(f"'[TOOL_CALLS]' + {NAME} + '[CALL_ID]' + tool.id + '[ARGS]' + ({GIVEN} | tojson)", "''", "''", "''"),
+    written("'<tool_calls>[' + (tool.function | tojson) + ']</tool_calls>'", "''", "''", "''"),
+    written("'<tool_call>'", "''", "''", "''"),
+    written("raise_exception('no calls')", "''", "''", "''"),
+    "{{ tools }}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
 ]  # fmt: skip
 
 WEATHER: Any = {
@@ -119,13 +155,19 @@ def with_room(tiny: Tiny, folder: Path, template: str) -> Path:
 
 @pytest.fixture(scope="module")
 def handy(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A server of three models: tagged calls, bare calls, and tagged calls behind thinking."""
+    """A server of one model by many templates."""
     folder = tmp_path_factory.mktemp("tools")
     models = [
         with_room(tiny, folder / "tagged", QWEN),
         with_room(tiny, folder / "bare", LLAMA),
         with_room(tiny, folder / "thinks", QWEN + "{{ '<think>\\n' }}"),
+        with_room(tiny, folder / "v3", V3),
+        with_room(tiny, folder / "v31", V31),
+        with_room(tiny, folder / "mistral", MISTRAL),
     ]
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # Mistral's mark is a special token
+        path = models[-1] / name
+        path.write_text(path.read_text().replace(SPECIAL[2], "[TOOL_CALLS]"))
     with running(models, folder / "data") as server:
         yield server
 
@@ -143,7 +185,7 @@ def ask(client: OpenAI, model: str = "tagged", **more: Any) -> Any:
 NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
 
 
-@pytest.mark.parametrize("model", ["tagged", "bare", "thinks"])
+@pytest.mark.parametrize("model", ["tagged", "bare", "thinks", "v3", "v31", "mistral"])
 @pytest.mark.parametrize("choice", ["required", NAMED])
 def test_forced_calls_fit_their_schema(
     client: OpenAI, model: str, choice: Any, monkeypatch: pytest.MonkeyPatch
@@ -159,7 +201,7 @@ def test_forced_calls_fit_their_schema(
 
     monkeypatch.setattr(openai_api, "calls_constraint", short)
     for seed in range(3):
-        (answer,) = ask(client, model, tool_choice=choice, seed=seed).choices
+        (answer,) = ask(client, model, tool_choice=choice, seed=seed, max_tokens=900).choices
         assert answer.message.content is None and answer.finish_reason == "tool_calls"
         if model == "thinks":
             assert answer.message.reasoning_content == "hm."
@@ -179,21 +221,42 @@ def test_a_stream_of_calls_is_put_together_as_the_client_does(client: OpenAI) ->
     how: Any = {"tool_choice": "required", "n": 2, "logprobs": True}
     whole = ask(client, **how)
     calls: list[dict[int, dict[str, str]]] = [{}, {}]
-    ends, count = ["", ""], [0, 0]
+    ends, count, told = ["", ""], [0, 0], 0
     for chunk in ask(client, stream=True, **how):
         for choice in chunk.choices:
             assert not choice.delta.content
             for delta in choice.delta.tool_calls or []:
+                begun = delta.index in calls[choice.index]
+                assert begun == (not delta.id) == (not delta.function.name)
+                assert bool(delta.function.arguments) == begun
                 found = calls[choice.index].setdefault(delta.index, {"name": "", "arguments": ""})
                 found["name"] += delta.function.name or ""
                 found["arguments"] += delta.function.arguments or ""
+                told += begun
             count[choice.index] += len(choice.logprobs.content) if choice.logprobs else 0
             ends[choice.index] = choice.finish_reason or ends[choice.index]
+    assert told > 2 * sum(map(len, calls))  # in pieces
     for choice, found, end, tokens in zip(whole.choices, calls, ends, count, strict=True):
         made = [c.function.model_dump() for c in choice.message.tool_calls]
         assert list(found.values()) == made
         assert end == choice.finish_reason == "tool_calls"
         assert tokens == len(choice.logprobs.content)
+
+
+@pytest.mark.parametrize("model", ["tagged", "v31", "bare"])
+def test_the_clients_own_joining_gives_the_whole_answer(client: OpenAI, model: str) -> None:
+    how: Any = {"model": model, "messages": ASKED, "max_tokens": 900, "seed": 4}
+    how |= {"tools": [WEATHER, TIME], "tool_choice": "required"}
+    whole = client.chat.completions.create(**how).choices[0].message
+    with client.chat.completions.stream(**how) as stream:
+        names = [
+            event.name for event in stream if event.type == "tool_calls.function.arguments.done"
+        ]
+        joined = stream.get_final_completion().choices[0].message
+    assert names == [call.function.name for call in whole.tool_calls]
+    assert [(c.function.name, c.function.arguments) for c in joined.tool_calls] == [
+        (c.function.name, c.function.arguments) for c in whole.tool_calls
+    ]
 
 
 def test_one_call_where_only_one_may_come(client: OpenAI) -> None:
@@ -226,10 +289,16 @@ def test_auto_is_text_or_calls(
     assert unread.tool_calls is None and unread.content
 
 
-def test_a_call_that_is_cut_is_text(client: OpenAI) -> None:
-    (answer,) = ask(client, tool_choice=NAMED, max_tokens=12).choices
-    assert answer.finish_reason == "length" and not answer.message.tool_calls
-    assert answer.message.content.startswith("<tool_call>")
+def test_a_call_that_is_cut_is_text_or_a_cut_call(client: OpenAI) -> None:
+    (early,) = ask(client, tool_choice=NAMED, max_tokens=3).choices
+    assert early.finish_reason == "length" and not early.message.tool_calls
+    assert "<tool_call>".startswith(early.message.content[:11])
+    whole = ask(client, tool_choice=NAMED)
+    cut = ask(client, tool_choice=NAMED, max_tokens=whole.usage.completion_tokens - 14).choices[0]
+    assert cut.finish_reason == "length" and not cut.message.content
+    (call,), (made,) = cut.message.tool_calls, whole.choices[0].message.tool_calls
+    assert call.function.name == "get_weather"
+    assert made.function.arguments.startswith(call.function.arguments) and call.function.arguments
 
 
 def test_a_conversation_with_tools_is_rendered_as_transformers_does(
@@ -256,6 +325,15 @@ def test_a_conversation_with_tools_is_rendered_as_transformers_does(
     assert sent.usage.prompt_tokens == len(wanted)
     # Names of special tokens in a description are text: they take more tokens than the mark would.
     assert done.usage.prompt_tokens > len(wanted) + 1
+
+
+@pytest.mark.parametrize("model", ["v3", "v31", "mistral"])
+def test_calls_made_before_are_rendered_in_every_form(client: OpenAI, model: str) -> None:
+    """DeepSeek's templates join arguments as text; Mistral's want ids of nine letters."""
+    made = ask(client, model, tool_choice=NAMED, max_tokens=900).choices[0].message
+    result = {"role": "tool", "tool_call_id": made.tool_calls[0].id, "content": "sunny"}
+    messages = [*ASKED, made.model_dump(exclude_none=True), result]
+    assert ask(client, model, messages=messages, max_tokens=3).choices[0].message.content
 
 
 @pytest.mark.parametrize(
@@ -319,7 +397,17 @@ def test_templates_without_tools_say_so(served: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    "source, form", [(QWEN, TAGGED), (LLAMA, BARE), *((source, None) for source in UNREAD)]
+    "source, form",
+    [
+        (QWEN, TAGGED),
+        (LLAMA, BARE),
+        (V3, FENCED),
+        (V31, DEEPSEEK),
+        (MISTRAL, LISTED),
+        (TEKKEN, LISTED_CLOSELY),
+        (MINISTRAL, MARKED),
+        *((source, None) for source in UNREAD),
+    ],
 )
 def test_forms_are_known_by_what_templates_write(
     source: str, form: Any, tiny: Tiny, tmp_path: Path
@@ -327,6 +415,7 @@ def test_forms_are_known_by_what_templates_write(
     folder = with_template(tiny.run / "model", tmp_path / "model", source)
     with Template(folder, Tokenizer.load(folder), 0.2) as template:
         assert template.tools and template.calls is form
+        assert template.calls_in_text == (source in (V3, V31))
 
 
 def test_marks_of_what_a_model_wrote_mean_nothing(tiny: Tiny, tmp_path: Path) -> None:
@@ -338,42 +427,3 @@ def test_marks_of_what_a_model_wrote_mean_nothing(tiny: Tiny, tmp_path: Path) ->
     with Template(folder, tokenizer, 1.0) as template:
         ids, _ = asyncio.run(template.prompt(ASKED))
     assert ids == tokenizer.encode("a天气b")
-
-
-PIECES = [
-    "<tool_call>", "</tool_call>", '{"name": "f", "arguments": {"a": [1]}}', "<tool", "\n", " hi",
-    '{"name": "f", "arguments": {"a": "</tool_call>\\\\", "b": "<tool_call>\\""}}', '{"',
-    '{"name": "g", "arguments": {}}', '{"name": ["f"], "arguments": {}}', "{", "[[", '{"name": "f", "parameters": {}}',
-]  # fmt: skip
-
-
-def test_an_argument_may_hold_the_tags() -> None:
-    call = (
-        '<tool_call>{"name": "f", "arguments": {"a": "</tool_call> \\" </tool_call>"}}</tool_call>'
-    )
-    text, (found,) = Calls(Offer(TAGGED, [Function(name="f")])).feed(f"so {call} on", last=True)
-    assert text == "so on" and json.loads(found.arguments) == {"a": '</tool_call> " </tool_call>'}
-
-
-@given(st.sampled_from([TAGGED, BARE]), st.lists(st.sampled_from(PIECES), max_size=9), st.data())
-def test_calls_are_the_same_however_they_come(
-    form: Any, pieces: list[str], data: st.DataObject
-) -> None:
-    offer = Offer(form, [Function(name="f")])
-
-    def read(parts: list[str]) -> tuple[str, list[tuple[str, str]]]:
-        calls, said, made = Calls(offer), "", []
-        for number, part in enumerate(parts):
-            text, found = calls.feed(part, last=number == len(parts) - 1)
-            said += text
-            made += [(call.name, call.arguments) for call in found]
-        return said, made
-
-    text = "".join(pieces)
-    places = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
-    parts = [text[a:b] for a, b in itertools.pairwise([0, *places, len(text)])]
-    said, made = read([text])
-    assert read(parts) == (said, made)
-    if not made:
-        assert said == text.lstrip()  # nothing is lost
-    assert all(name == "f" for name, _ in made)

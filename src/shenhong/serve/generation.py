@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from shenhong.engine import Sampling, request_seed
 from shenhong.engine.request import Constraint, Request, TokenLogprob, Usage
+from shenhong.serve.calls import Call, Calls, Form, Offer, joined, may_begin
 from shenhong.serve.engine_thread import Stream
 from shenhong.serve.faults import Fault, bad, stopping
 from shenhong.serve.hub import Hub, Served
@@ -25,7 +26,7 @@ from shenhong.serve.schemas import (
     ToolCall,
 )
 from shenhong.serve.settings import Limits
-from shenhong.serve.tools import Call, Calls, Form, Offer, constraint, may_begin, offered
+from shenhong.serve.tools import constraint, offered
 
 NOTHING = Usage(0, 0, 0)
 OPENED, CLOSED = "<think>", "</think>"
@@ -187,7 +188,7 @@ def plain_messages(model: Served, limits: Limits, messages: list[ChatMessage]) -
             if message.role != "assistant":
                 raise bad("only the assistant calls tools", f"{where}.tool_calls")
             said["tool_calls"] = [
-                _called(call, f"{where}.tool_calls.{n}")
+                _called(model, call, f"{where}.tool_calls.{n}")
                 for n, call in enumerate(message.tool_calls)
             ]
             called |= {call.id: call.function.name for call in message.tool_calls}
@@ -209,15 +210,17 @@ def thought_before(model: Served, thought: str, where: str) -> str:
     return thought
 
 
-def _called(call: ToolCall, where: str) -> dict[str, Any]:
-    """Templates write the arguments themselves, so they get them as an object. Fault: 400."""
+def _called(model: Served, call: ToolCall, where: str) -> dict[str, Any]:
+    """As the template wants it: the arguments are an object in most, text in some. Fault: 400."""
+    text = call.function.arguments or "{}"
     try:
-        arguments = json.loads(call.function.arguments or "{}")
+        arguments = json.loads(text)
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
         raise bad("arguments are a JSON object as text", f"{where}.function.arguments")
-    return call.model_dump() | {"function": {"name": call.function.name, "arguments": arguments}}
+    said = text if model.template.calls_in_text else arguments
+    return call.model_dump() | {"function": {"name": call.function.name, "arguments": said}}
 
 
 def form_of_calls(model: Served, param: str) -> Form:
@@ -314,7 +317,7 @@ class Piece(NamedTuple):
     """Something new of one answer."""
 
     said: list[tuple[str, str]]  # ("text" or "reasoning", what)
-    calls: list[Call]
+    calls: list[Call]  # what is new of them
     tokens: list[int]
     logprobs: list[TokenLogprob]
     finish: str | None
@@ -376,7 +379,7 @@ class Answer:
                 self.text += text
             else:
                 self.reasoning += text
-        self.calls += piece.calls
+        self.calls = joined(self.calls, piece.calls)
         self.tokens += piece.tokens
         self.logprobs += piece.logprobs
         self.finish = piece.finish or self.finish

@@ -58,13 +58,17 @@ def open_models(paths: list[Path], dtype: torch.dtype, settings: Settings) -> di
                 number += 1
                 name = f"{plain}-{number}"
             writer = open_writer(path, dtype)
+            template = Template(folder, writer.tokenizer, settings.limits.template_seconds)
+            bytes_of = writer.engine.bytes_of or []
+            for token, mark in template.marks.items():  # shown, so that calls can be read
+                bytes_of[token] = mark.encode()
             found[name] = Served(
                 id=name,
                 writer=writer,
-                template=Template(folder, writer.tokenizer, settings.limits.template_seconds),
+                template=template,
                 facts=facts(path),
                 verse=_writes_verse(run),
-                bytes_of=writer.engine.bytes_of or [],
+                bytes_of=bytes_of,
                 created=int(
                     (folder if is_gguf(folder) else folder / "config.json").stat().st_mtime
                 ),

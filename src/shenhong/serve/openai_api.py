@@ -113,7 +113,7 @@ def _chat_message(model: Served, answer: Answer) -> dict[str, Any]:
     if model.template.thinking:
         message["reasoning_content"] = answer.reasoning or None
     if answer.calls:
-        message["content"] = answer.text.rstrip() or None
+        message["content"] = answer.text or None
         message["tool_calls"] = [call.json() for call in answer.calls]
     return message
 
@@ -135,7 +135,7 @@ async def _chat_chunks(
         for index in range(len(streams)):
             yield chunk(index, {"role": "assistant", "content": ""})
         usages = []
-        calls = [0] * len(streams)
+        calls = [0] * len(streams)  # how many began
         async with aclosing(together(model, streams, ask)) as merged:
             async for index, piece in merged:
                 logprobs = _chat_logprobs(model, ask, piece.logprobs) if piece.logprobs else None
@@ -144,12 +144,9 @@ async def _chat_chunks(
                     yield chunk(index, {name: text}, more=logprobs)
                     logprobs = None
                 for call in piece.calls:
-                    place: dict[str, Any] = {"index": calls[index]}
-                    calls[index] += 1
-                    begun = place | call._replace(arguments="").json()
-                    yield chunk(index, {"tool_calls": [begun]})
-                    rest = place | {"function": {"arguments": call.arguments}}
-                    yield chunk(index, {"tool_calls": [rest]})
+                    calls[index] += bool(call.name)
+                    new = {"index": calls[index] - 1} | call.json()
+                    yield chunk(index, {"tool_calls": [new]})
                 if logprobs is not None and logprobs["content"]:
                     yield chunk(index, {"content": ""}, more=logprobs)
                 if piece.finish:

@@ -23,9 +23,9 @@ from typing import Any
 from shenhong.errors import RequestError, ServeError
 from shenhong.normalise import normalise
 from shenhong.serve import sandbox
+from shenhong.serve.calls import PROBE_TEXT, PROBE_TOOL, Form, form_of, probes
 from shenhong.serve.faults import Fault, bad
 from shenhong.serve.settings import Limits
-from shenhong.serve.tools import PROBE_TOOL, PROBES, TAGGED, Form, form_of
 from shenhong.tokenizer import Tokenizer
 
 AT_ONCE = 8  # renderings
@@ -75,10 +75,15 @@ class Template:
         self.variables = frozenset(facts["names"])
         self.thinking = "<think>" in self.source
         self.tools = "tools" in self.variables
-        self.calls = self._calls()
+        self.calls, self.calls_in_text = self._calls()
         self._gate = asyncio.Semaphore(AT_ONCE)
         special = [t.content for t in tokenizer.backend.get_added_tokens_decoder().values()]
         names = sorted(filter(None, special), key=len, reverse=True)
+        self.marks = {  # of calls, where they are special tokens
+            id: token.content
+            for id, token in tokenizer.backend.get_added_tokens_decoder().items()
+            if token.special and self.calls and token.content in self.calls.call("", "")
+        }
         self._special = {name: tokenizer.backend.token_to_id(name) or 0 for name in names}
         self._cut = re.compile("(" + ("|".join(map(re.escape, names)) or NEVER) + ")")
         starts = (f"{re.escape(n[0])}(?={re.escape(n[1:2])}|\\Z)" for n in names)
@@ -111,18 +116,17 @@ class Template:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _calls(self) -> Form | None:
-        """How calls of tools are read; None where the template has none, or where they cannot be."""
-        tokens = self.tokenizer.backend.get_added_tokens_decoder().values()
-        hidden = any(t.special and t.content == TAGGED.opened for t in tokens)
-        if not self.tools or hidden:  # a special token is no part of an answer's text
-            return None
+    def _calls(self) -> tuple[Form | None, bool]:
+        """How calls of tools are read, None where they cannot be, and whether the template takes arguments as text."""
         tools = {"tools": [PROBE_TOOL], "add_generation_prompt": False}
-        try:
-            worded, called = (self._probe({"messages": messages} | tools) for messages in PROBES)
-        except (OSError, ValueError, KeyError):
-            return None  # it refuses, loops or explodes
-        return form_of(worded, called)
+        for arguments in (json.loads(PROBE_TEXT), PROBE_TEXT) if self.tools else ():
+            try:
+                made = [self._probe({"messages": shown} | tools) for shown in probes(arguments)]
+            except (OSError, ValueError, KeyError):
+                continue  # it refuses, loops or explodes
+            if form := form_of(*made):
+                return form, isinstance(arguments, str)
+        return None, False
 
     def _probe(self, variables: dict[str, Any]) -> str:
         with socket.socket(socket.AF_UNIX) as to:
