@@ -184,6 +184,24 @@ def test_responses_keep_thinking_apart(
     assert response.usage.output_tokens > tokens
 
 
+def test_tokens_of_thinking_are_counted_in_chats(
+    thinking: Running, served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = served.chat().json()["usage"]
+    assert plain["completion_tokens_details"] == {"reasoning_tokens": 0}
+    begin_with(monkeypatch, thinking, "山水</think>")
+    wanted = len(thinking.hub.models[thinking.model].writer.tokenizer.encode("山水</think>"))
+    client = thinking.openai()
+    ask: Any = {"model": thinking.model, "messages": ASKED, "max_tokens": 24, "temperature": 0}
+    whole = client.chat.completions.create(**ask).usage
+    *_, last = client.chat.completions.create(
+        **ask, stream=True, stream_options={"include_usage": True}
+    )
+    for usage in (whole, last.usage):
+        assert usage and usage.completion_tokens > wanted and usage.completion_tokens_details
+        assert usage.completion_tokens_details.reasoning_tokens == wanted
+
+
 def test_reasoning_is_taken_back(thinking: Running, served: Running) -> None:
     def ask(server: Running, items: list[Any]) -> Any:
         body = {"model": server.model, "input": [*ASKED, *items], "max_output_tokens": 1}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -303,14 +303,20 @@ class Thinking:
             found.append(("reasoning" if self.inside else "text", text))
 
 
-def reasoning_tokens(model: Served, tokens: Sequence[int], inside: bool) -> int:
-    """How many tokens were written inside of thinking, its tags among them."""
-    cut, count = Thinking(model.template.thinking, inside), 0
-    for token in tokens:
-        began = cut.inside
-        cut.feed(model.bytes_of[token].decode("latin-1"))  # a character per byte: tags are ASCII
-        count += began or cut.inside
-    return count
+class Thoughts:
+    """Counts tokens that were written inside of thinking, its tags among them."""
+
+    def __init__(self, model: Served, inside: bool | None) -> None:
+        self.bytes_of = model.bytes_of
+        self.cut = Thinking(model.template.thinking and inside is not None, bool(inside))
+
+    def among(self, tokens: Iterable[int]) -> int:
+        count = 0
+        for token in tokens if self.cut.enabled else ():
+            began = self.cut.inside
+            self.cut.feed(self.bytes_of[token].decode("latin-1"))  # a byte each: tags are ASCII
+            count += began or self.cut.inside
+        return count
 
 
 class Piece(NamedTuple):
@@ -318,7 +324,7 @@ class Piece(NamedTuple):
 
     said: list[tuple[str, str]]  # ("text" or "reasoning", what)
     calls: list[Call]  # what is new of them
-    tokens: list[int]
+    thought: int  # how many tokens of it are thinking
     logprobs: list[TokenLogprob]
     finish: str | None
     usage: Usage | None
@@ -327,6 +333,7 @@ class Piece(NamedTuple):
 async def pieces(model: Served, stream: Stream, ask: Ask) -> AsyncGenerator[Piece, None]:
     """One answer as it comes; what came while the reader was busy is one piece. Errors: Fault."""
     cut = Thinking(model.template.thinking and ask.thinking is not None, bool(ask.thinking))
+    thoughts = Thoughts(model, ask.thinking)
     taken = Calls(ask.offer) if ask.offer else None
     called = False
     async for events in stream:
@@ -345,7 +352,7 @@ async def pieces(model: Served, stream: Stream, ask: Ask) -> AsyncGenerator[Piec
         yield Piece(
             said,
             calls,
-            [token for event in events for token in event.tokens],
+            thoughts.among(token for event in events for token in event.tokens),
             [logprob for event in events for logprob in event.logprobs],
             "tool_calls" if called and finish == "stop" else finish,
             events[-1].usage if events else None,
@@ -368,7 +375,7 @@ class Answer:
     text: str = ""
     reasoning: str = ""
     calls: list[Call] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
+    thought: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = "stop"
     usage: Usage = NOTHING
@@ -380,14 +387,14 @@ class Answer:
             else:
                 self.reasoning += text
         self.calls = joined(self.calls, piece.calls)
-        self.tokens += piece.tokens
+        self.thought += piece.thought
         self.logprobs += piece.logprobs
         self.finish = piece.finish or self.finish
         self.usage = piece.usage or self.usage
 
 
-def usage_json(usages: Sequence[Usage], prompts: int = 1) -> dict[str, Any]:
-    """Each prompt counts once, however many answers it has."""
+def usage_json(usages: Sequence[Usage], prompts: int = 1, thought: int = 0) -> dict[str, Any]:
+    """Each prompt counts once, however many answers it has. `thought`: tokens of thinking in all."""
     per = max(1, len(usages) // prompts)
     read = sum(usage.prompt_tokens for usage in usages[::per])
     written = sum(usage.completion_tokens for usage in usages)
@@ -397,4 +404,5 @@ def usage_json(usages: Sequence[Usage], prompts: int = 1) -> dict[str, Any]:
         "completion_tokens": written,
         "total_tokens": read + written,
         "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": thought},
     }

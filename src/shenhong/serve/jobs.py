@@ -98,7 +98,7 @@ class Jobs:
 
     async def _write(self, job: Job) -> None:
         first = None
-        state, error, usage = "done", None, None
+        state, error, usage, thought = "done", None, None, 0
         try:
             async with aclosing(pieces(job.model, job.stream, job.ask)) as source:
                 async for piece in source:
@@ -106,6 +106,7 @@ class Jobs:
                         first = time.monotonic()
                     await self._tell(job, piece.said)
                     usage = piece.usage or usage
+                    thought += piece.thought
         except Fault as fault:
             state, error = ("stopped" if job.stopped else "error"), fault.message
         except Exception:
@@ -124,7 +125,7 @@ class Jobs:
         message = job.message | {
             "parts": parts,
             "state": state,
-            "usage": usage and usage_json([usage]),
+            "usage": usage and usage_json([usage], thought=thought),
         }
         if first is not None:
             seconds = max(time.monotonic() - first, 1e-6)

@@ -104,7 +104,8 @@ async def chat(request: Request, body: ChatRequest) -> Response:
         }
         for number, answer in enumerate(answers)
     ]
-    usage_of = usage_json([answer.usage for answer in answers])
+    thought = sum(answer.thought for answer in answers)
+    usage_of = usage_json([answer.usage for answer in answers], thought=thought)
     return JSONResponse(head | {"object": "chat.completion", "choices": choices, "usage": usage_of})
 
 
@@ -134,10 +135,11 @@ async def _chat_chunks(
     try:
         for index in range(len(streams)):
             yield chunk(index, {"role": "assistant", "content": ""})
-        usages = []
+        usages, thought = [], 0
         calls = [0] * len(streams)  # how many began
         async with aclosing(together(model, streams, ask)) as merged:
             async for index, piece in merged:
+                thought += piece.thought
                 logprobs = _chat_logprobs(model, ask, piece.logprobs) if piece.logprobs else None
                 for part, text in piece.said:
                     name = "content" if part == "text" else "reasoning_content"
@@ -153,7 +155,7 @@ async def _chat_chunks(
                     yield chunk(index, {}, piece.finish)
                     usages.append(piece.usage or NOTHING)
         if with_usage:
-            yield sse.event(head | {"choices": [], "usage": usage_json(usages)})
+            yield sse.event(head | {"choices": [], "usage": usage_json(usages, thought=thought)})
         yield sse.DONE
     finally:
         close(streams)

@@ -19,7 +19,6 @@ from shenhong.serve.generation import (
     Piece,
     begin,
     constraint_of,
-    reasoning_tokens,
     text_of_content,
     thought_before,
 )
@@ -48,7 +47,7 @@ async def responses(request: Request, body: ResponsesRequest) -> Response:
         thinking=thinking,
     )
     streams = await begin(hub, model, owner, [ask])
-    made = _Response(model, body, thinking)
+    made = _Response(model, body)
     if body.stream:
         return sse.EventStream(_told(_events(model, streams, ask, made)))
     await sse.unless_gone(request, _write(model, streams, ask, made))
@@ -80,8 +79,8 @@ def _messages(model: Served, body: ResponsesRequest) -> list[dict[str, Any]]:
 class _Response:
     """The object of one response as it stands at each moment; `begin`, `add` and `end` tell what changes."""
 
-    def __init__(self, model: Served, body: ResponsesRequest, thinking: bool) -> None:
-        self.model, self.body, self.thinking = model, body, thinking
+    def __init__(self, model: Served, body: ResponsesRequest) -> None:
+        self.model, self.body = model, body
         self.id, self.created = f"resp_{new_id()}", int(time.time())
         self.status = "in_progress"
         self.error: dict[str, str] | None = None
@@ -152,12 +151,11 @@ class _Response:
 
     def _usage(self) -> dict[str, Any]:
         usage = self.answer.usage
-        thought = reasoning_tokens(self.model, self.answer.tokens, self.thinking)
         return {
             "input_tokens": usage.prompt_tokens,
             "input_tokens_details": {"cached_tokens": usage.cached_tokens},
             "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": thought},
+            "output_tokens_details": {"reasoning_tokens": self.answer.thought},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         }
 
