@@ -7,7 +7,7 @@ I inner width, b lanes of a panel.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ctypes import c_double, c_int64, c_void_p
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from shenhong.numerics.kernels import call
 
 def _struct(name: str, pointers: str = "", numbers: str = "", after: str = "") -> Any:
     """A C struct: pointers, then 64-bit integers, then whatever ``after`` lists as name:kind."""
-    kinds: dict[str, Any] = {"d": c_double, "p": c_void_p}
+    kinds: dict[str, Any] = {"d": c_double, "n": c_int64, "p": c_void_p}
     fields: list[tuple[str, Any]] = [(n, c_void_p) for n in pointers.split()] + [
         (n, c_int64) for n in numbers.split()
     ]
@@ -29,7 +29,7 @@ def _struct(name: str, pointers: str = "", numbers: str = "", after: str = "") -
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-# The structs of decode.cpp, field by field.
+# The structs of paged.h, field by field.
 _Layer = _struct(
     "DecodeLayer",
     "norm down q_norm q_b kv_norm k_norm qkv_bias uk uv out mlp_norm dense_gate_up dense_down router bias gate_up "
@@ -44,7 +44,19 @@ _Model = _struct(
 _Batch = _struct(
     "DecodeBatch",
     numbers="threads first_layer last_layer sequences table_width",
-    after="starts:p positions:p tables:p tokens:p embedding:p last_norm:p x:p",
+    after="starts:p positions:p tables:p tokens:p embedding:p last_norm:p x:p "
+    "head:p vocab:n most:n room:p draws:p stops:p stop_starts:p written:p counts:p",
+)
+
+# struct Draw of draw.h.
+DRAW = np.dtype(
+    [
+        ("temperature", np.float32),
+        ("top_p", np.float32),
+        ("min_p", np.float32),
+        ("top_k", np.int32),
+        ("uniform", np.float64),
+    ]
 )
 
 
@@ -55,6 +67,14 @@ class Batch(NamedTuple):
     positions_N: np.ndarray  # int32
     starts_S: np.ndarray  # int32 [S + 1]: sequence s has tokens starts[s] .. starts[s + 1] - 1
     tables_SP: np.ndarray  # int32
+
+
+class Writing(NamedTuple):
+    """How the sequences of a batch go on, each for at most K tokens."""
+
+    room_S: np.ndarray  # int32: tokens to write; 0 where the prompt goes on with another batch
+    draws_SK: np.ndarray  # DRAW
+    stops: list[Collection[int]]  # of every sequence: the tokens that end it
 
 
 def pack(matrix: Tensor) -> Tensor:
@@ -94,18 +114,6 @@ def project(x_ND: Tensor, packed: Tensor, rows: int) -> Tensor:
         torch.get_num_threads(),
     )
     return out
-
-
-# struct Draw of sample.cpp.
-DRAW = np.dtype(
-    [
-        ("temperature", np.float32),
-        ("top_p", np.float32),
-        ("min_p", np.float32),
-        ("top_k", np.int32),
-        ("uniform", np.float64),
-    ]
-)
 
 
 def draw_tokens(logits_NV: Tensor, how_N: np.ndarray) -> np.ndarray:
@@ -163,11 +171,55 @@ class FusedLayers:
         out_ND = x
         if out_ND is None:
             out_ND = torch.empty(len(batch.tokens_N), embedding_VD.shape[1])
+        arguments = self._arguments(embedding_VD, batch, pools, layers, norm_D)
+        arguments.x = out_ND.data_ptr()
+        if x is not None:
+            arguments.tokens = None
+        call("shenhong_decode", ctypes.addressof(self.model), ctypes.addressof(arguments))
+        return out_ND
+
+    def write(
+        self,
+        embedding_VD: Tensor,
+        batch: Batch,
+        pools: Sequence[Tensor],
+        layers: range,
+        norm_D: Tensor,
+        head: Tensor,
+        writing: Writing,
+    ) -> list[list[int]]:
+        """What each sequence writes behind the batch: up to its room, a stop included, or -1 where logits are no
+        numbers. ``head``: packed."""
+        arguments = self._arguments(embedding_VD, batch, pools, layers, norm_D)
+        room_S, draws_SK, stops = writing
+        assert draws_SK.dtype == DRAW and draws_SK.flags.c_contiguous
+        starts = np.zeros(len(stops) + 1, np.int32)
+        np.cumsum([len(own) for own in stops], out=starts[1:])
+        flat = np.array([token for own in stops for token in own], np.int64)
+        written_SK, counts_S = np.empty(draws_SK.shape, np.int64), np.empty_like(room_S)
+        arguments.head, arguments.vocab = head.data_ptr(), len(embedding_VD)
+        arguments.most, arguments.room = draws_SK.shape[1], room_S.ctypes.data
+        arguments.draws = draws_SK.ctypes.data
+        arguments.stops, arguments.stop_starts = flat.ctypes.data, starts.ctypes.data
+        arguments.written, arguments.counts = written_SK.ctypes.data, counts_S.ctypes.data
+        call("shenhong_decode", ctypes.addressof(self.model), ctypes.addressof(arguments))
+        return [
+            row[:n] for row, n in zip(written_SK.tolist(), counts_S.tolist(), strict=True)
+        ]
+
+    def _arguments(
+        self,
+        embedding_VD: Tensor,
+        batch: Batch,
+        pools: Sequence[Tensor],
+        layers: range,
+        norm_D: Tensor,
+    ) -> Any:
         for layer, pool in zip(self.layers, pools, strict=True):
             layer.pool = pool.data_ptr()
         self.model.page = pools[0].shape[1]
         tokens, positions, starts, tables = batch
-        arguments = _Batch(
+        return _Batch(
             threads=torch.get_num_threads(),
             first_layer=layers.start,
             last_layer=layers.stop,
@@ -176,10 +228,7 @@ class FusedLayers:
             starts=starts.ctypes.data,
             positions=positions.ctypes.data,
             tables=tables.ctypes.data,
-            tokens=tokens.ctypes.data if x is None else None,
+            tokens=tokens.ctypes.data,
             embedding=embedding_VD.data_ptr(),
             last_norm=norm_D.data_ptr(),
-            x=out_ND.data_ptr(),
         )
-        call("shenhong_decode", ctypes.addressof(self.model), ctypes.addressof(arguments))
-        return out_ND

@@ -3,9 +3,10 @@
 // Legend: N tokens, S sequences, D hidden, H heads, R latent rank, n nope dims, r rope dims, v value dims, e = R + r,
 // G groups of heads with one key (latent attention: 1), J heads of a group, d width of a query, E experts.
 #pragma once
+#include "draw.h"
 #include "panels.h"
 
-constexpr int KEYS = 8, LANES = 4;  // register tiles of attention: keys of a score tile, columns of an output tile
+constexpr int TILE = W == 16 ? 8 : 4;  // columns of a register tile of attention
 
 // Field for field as in fused_decode.py.
 struct DecodeLayer {
@@ -40,121 +41,160 @@ struct DecodeBatch {
     const int64_t* tokens;        // [N] or null: x begins as their embeddings
     const void* embedding;        // [V, D]
     const float* last_norm;       // [D]: x ends normed by it
-    float* x;                     // [N, D] residual stream, in and out
+    float* x;                     // [N, D] residual stream, in and out, if only states are wanted
+    // To go on and write: the head, and of every sequence how much and how. No head: states.
+    const void* head;             // packed [V, D]
+    int64_t vocab, most;          // most: K, the largest room
+    const int32_t* room;          // [S] tokens to write; 0 while the prompt goes on
+    const Draw* draws;            // [S, K]
+    const int64_t* stops;         // tokens that end sequence s: stops[stop_starts[s]] .. stops[stop_starts[s + 1] - 1]
+    const int32_t* stop_starts;   // [S + 1]
+    int64_t* written;             // [S, K], out: its tokens, the last perhaps a stop, or -1 where logits are no numbers
+    int32_t* counts;              // [S], out: how many
 };
 
-template <int M, class T>
-static inline void weigh(int64_t keys, const float* share, const T* rows, int64_t stride, vf (&acc)[LANES][NV]) {
-    vf sums[M][NV];
-    for (int m = 0; m < M; m++)
-        for (int i = 0; i < NV; i++) sums[m][i] = acc[m][i];
-    for (int64_t k = 0; k < keys; k++) {
-        vf row[NV];
-        for (int i = 0; i < NV; i++) row[i] = load(rows + k * stride + i * W);
-        for (int m = 0; m < M; m++) {
-            const vf left = splat(share[k * W + m]);
-            for (int i = 0; i < NV; i++) sums[m][i] += left * row[i];
-        }
-    }
-    for (int m = 0; m < M; m++)
-        for (int i = 0; i < NV; i++) acc[m][i] = sums[m][i];
+// How many of the numbers that a vector or two could hold exist, as loads want to know it.
+template <class T> using Part = std::conditional_t<pair<T> == 2, uint32_t, int64_t>;
+template <class T> static inline Part<T> part_of(int64_t n) {
+    return pair<T> == 1 ? n : n >= 2 * W ? ~0u : (1u << n) - 1;
 }
 
-// Attention of up to W columns (token t, head h of a group: column t J + h) of one sequence over its pages, a lane a
-// column. In a cache row the group's key has its first e numbers, its value those from value_at on.
-template <class T> struct Columns {
+// W x W words turned about: lane j of x[i] becomes lane i of x[j].
+static inline void transpose(vi (&x)[W]) {
+    vi low;  // every second lane from each of two vectors, their first halves
+    for (int i = 0; i < W; i++) low[i] = i / 2 + i % 2 * W;
+    const vi high = low + W / 2;
+    for (int step = 1; step < W; step *= 2) {
+        vi y[W];
+        for (int i = 0; i < W / 2; i++) {
+            y[2 * i] = __builtin_shuffle(x[i], x[i + W / 2], low);
+            y[2 * i + 1] = __builtin_shuffle(x[i], x[i + W / 2], high);
+        }
+        for (int i = 0; i < W; i++) x[i] = y[i];
+    }
+}
+
+#if defined(__AVX512BF16__)
+// W words are W pairs.
+static inline vi load_words(const bf16* p, uint32_t part) { return (vi)_mm512_maskz_loadu_epi16(part, p); }
+// Of two rows 2W columns, paired.
+static inline void load_columns(const bf16* const* rows, int64_t at, uint32_t part, __m512bh (&out)[2]) {
+    const __m512i x = (__m512i)load_words(rows[0] + at, part), y = (__m512i)load_words(rows[1] + at, part);
+    const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
+                                           37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    out[0] = (__m512bh)_mm512_permutex2var_epi16(x, order, y);
+    out[1] = (__m512bh)_mm512_permutex2var_epi16(x, _mm512_add_epi16(order, _mm512_set1_epi16(16)), y);
+}
+#else
+static inline vi load_words(const bf16* p, int64_t n) { return (vi)load_up_to(p, n); }
+#endif
+static inline vi load_words(const float* p, int64_t n) { return (vi)load_up_to(p, n); }
+template <class T> static inline void load_columns(const T* const* rows, int64_t at, int64_t n, vf (&out)[2]) {
+    for (int i = 0; i < 2; i++, n -= W) out[i] = n > 0 ? load_up_to(rows[0] + at + i * W, n) : vf{};
+}
+
+// Attention of a few columns (token t, head h of a group: column t J + h) of one sequence over its pages. W keys at a
+// time are turned so that each has a lane, and all columns meet them. In a cache row the group's key has its first e
+// numbers, its value those from value_at on.
+template <class T> class Columns {
+    using L = Left<T>;
     const DecodeModel& m;
-    const T* pool;                // of the group: rows begin with its key
-    const int32_t* table;
-    const int64_t e, row, values, value_at;
-    std::vector<float> query, scores, page;
+    const int64_t e, row, values, value_at, words;
+    std::vector<T> nothing;          // a row behind the last key
+    std::vector<const T*> keys;
+    std::vector<vi> turned;          // [words] of W keys
+    std::vector<float> scores;       // [columns, keys]
+    std::vector<L> shares;           // likewise
 
+  public:
     Columns(const DecodeModel& m)
-        : m(m), pool(nullptr), table(nullptr), e(m.rank + m.rope), row(m.key_heads ? 2 * m.key_heads * m.value : e),
-          values(m.key_heads ? m.value : m.rank), value_at(m.key_heads ? m.value : 0) {
-        query.resize(e * W), page.resize(m.page * e);
+        : m(m), e(m.rank + m.rope), row(m.key_heads ? 2 * m.key_heads * m.value : e),
+          values(m.key_heads ? m.value : m.rank), value_at(m.key_heads ? m.value : 0), words(depth<T>(e) / pair<T>),
+          nothing(row), turned(words) {}
+
+    // pool: rows begin with the group's key. queries(j): column j's [e]; out(j): where its values go; length[j]: keys
+    // it sees. At most MOST columns.
+    static constexpr int MOST = 16;
+    template <class Q, class O>
+    void run(const T* pool, const int32_t* table, int columns, const int32_t* length, Q queries, O out) {
+        const int64_t longest = *std::max_element(length, length + columns), padded = (longest + W - 1) / W * W;
+        keys.assign(padded, nothing.data());
+        for (int64_t s = 0; s < longest; s += m.page)
+            for (int64_t i = 0; i < std::min(m.page, longest - s); i++)
+                keys[s + i] = pool + (table[s / m.page] * m.page + i) * row;
+        if (int64_t(scores.size()) < columns * padded)
+            scores.resize(columns * padded * 3 / 2), shares.resize(columns * padded * 3 / 2);
+        const L* query[MOST];
+        for (int j = 0; j < columns; j++) query[j] = queries(j);
+        for (int64_t s = 0; s < padded; s += W) {
+            turn(&keys[s]);
+            for (int j = 0; j < columns; j += TILE)
+                exactly<TILE>(std::min(TILE, columns - j),
+                              [&](auto count) { score<count>(query + j, &scores[j * padded + s], padded); });
+        }
+        vf inverse[MOST], sums[TILE][2];
+        for (int j = 0; j < columns; j++)
+            inverse[j] = splat(1.f / softmax(&scores[j * padded], &shares[j * padded], padded, length[j]));
+        for (int64_t i = 0; i < values; i += 2 * W)
+            for (int j = 0; j < columns; j += TILE) {
+                const int some = std::min(TILE, columns - j);
+                exactly<TILE>(some, [&](auto count) { weigh<count>(longest, i, &shares[j * padded], padded, sums); });
+                for (int x = 0; x < some; x++)
+                    for (int y = 0; y < 2 && i + y * W < values; y++)
+                        store_up_to(out(j + x) + i + y * W, sums[x][y] * inverse[j + x], values - i - y * W);
+            }
     }
 
-    const T* rows(int64_t number) const { return pool + int64_t(table[number]) * m.page * row; }
-    // Keys as floats, and how far apart they are.
-    std::pair<const float*, int64_t> floats(const float* in, int64_t) { return {in, row}; }
-    std::pair<const float*, int64_t> floats(const bf16* in, int64_t keys) {
-        for (int64_t k = 0; k < keys; k++)
-            for (int64_t i = 0; i < e; i += W)
-                store_up_to(&page[k * e + i], load_up_to(in + k * row + i, e - i), e - i);
-        return {page.data(), e};
+  private:
+    // What M columns make of the turned keys. Like weigh a function of its own, so that its sums stay in registers.
+    template <int M> __attribute__((noinline)) void score(const L* const* query, float* out, int64_t apart) const {
+        vf sums[M] = {};
+        for (int64_t d = 0; d < words; d++) {
+            const auto key = load_lanes((const L*)&turned[d]);
+            for (int x = 0; x < M; x++) sums[x] = add_product(sums[x], key, splat_lane(query[x] + d * pair<T>));
+        }
+        for (int x = 0; x < M; x++) store(out + x * apart, sums[x]);
     }
 
-    // queries(j): column j's [e]; out(j): where its values go; length[j]: keys it sees.
-    template <class Q, class O> void run(int columns, const int32_t* length, Q queries, O out) {
-        vi seen;
-        int64_t longest = 0, shortest = length[0];
-        for (int j = 0; j < W; j++) {
-            seen[j] = j < columns ? length[j] : length[0];
-            longest = std::max<int64_t>(longest, seen[j]), shortest = std::min<int64_t>(shortest, seen[j]);
-            if (j < columns) {
-                const float* in = queries(j);
-                for (int64_t i = 0; i < e; i++) query[i * W + j] = in[i] * float(m.scale);
-            } else {
-                for (int64_t i = 0; i < e; i++) query[i * W + j] = 0;
+    // Of M columns the values' numbers i .. i + 2W - 1 by their shares.
+    template <int M>
+    __attribute__((noinline)) void weigh(int64_t seen, int64_t i, const L* share, int64_t apart, vf (*out)[2]) const {
+        const Part<T> part = part_of<T>(values - i);
+        vf sums[M][2] = {};
+        for (int64_t s = 0; s < seen; s += pair<T>) {
+            decltype(load_lanes(share)) value[2];
+            load_columns(&keys[s], value_at + i, part, value);
+            for (int x = 0; x < M; x++) {
+                const auto one = splat_lane(share + x * apart + s);
+                for (int y = 0; y < 2; y++) sums[x][y] = add_product(sums[x][y], value[y], one);
             }
         }
-        if (int64_t(scores.size()) < longest * W) scores.resize(longest * W * 3 / 2);
-        vf top = splat(-INFINITY);
-        for (int64_t s0 = 0; s0 < longest; s0 += m.page) {
-            const int64_t keys = std::min(m.page, longest - s0);
-            const auto [key, apart] = floats(rows(s0 / m.page), keys);
-            for (int64_t k = 0; k < keys; k += KEYS) {
-                const int64_t some = std::min<int64_t>(KEYS, keys - k);
-                vf acc[KEYS];
-                if (some == KEYS)
-                    score<KEYS>(key + k * apart, apart, acc);
-                else
-                    for (int64_t i = 0; i < some; i++) score<1>(key + (k + i) * apart, apart, acc + i);
-                for (int64_t i = 0; i < some; i++) {
-                    if (s0 + k + i >= shortest) acc[i] = seen > int32_t(s0 + k + i) ? acc[i] : splat(-INFINITY);
-                    top = max(top, acc[i]);
-                    store(&scores[(s0 + k + i) * W], acc[i]);
-                }
-            }
+        for (int x = 0; x < M; x++)
+            for (int y = 0; y < 2; y++) out[x][y] = sums[x][y];
+    }
+
+    __attribute__((noinline)) void turn(const T* const* rows) {
+        for (int64_t d = 0; d < words; d += W) {
+            const Part<T> part = part_of<T>(e - d * pair<T>);
+            vi block[W];
+            for (int i = 0; i < W; i++) block[i] = load_words(rows[i] + d * pair<T>, part);
+            transpose(block);
+            for (int i = 0; i < W && d + i < words; i++) turned[d + i] = block[i];
         }
-        vf total{};
-        for (int64_t s = 0; s < longest; s++) {
-            vf share = exp(load(&scores[s * W]) - top);
-            if (s >= shortest) share = seen > int32_t(s) ? share : vf{};
+    }
+
+    // The first `seen` scores as shares of one column, zeros behind them, and the sum to divide by.
+    __attribute__((noinline)) float softmax(const float* in, L* out, int64_t padded, int32_t seen) const {
+        vi lane;
+        for (int i = 0; i < W; i++) lane[i] = i;
+        vf top = splat(-INFINITY), total{};
+        for (int32_t s = 0; s < seen; s += W) top = max(top, lane + s < seen ? load(in + s) : splat(-INFINITY));
+        const float peak = max(top);
+        for (int32_t s = 0; s < padded; s += W) {
+            const vf share = lane + s < seen ? exp((load(in + s) - peak) * float(m.scale)) : vf{};
             total += share;
-            store(&scores[s * W], share);
+            store(out + s, share);
         }
-        const vf inverse = 1.f / total;
-        for (int j = 0; j < columns; j += LANES)
-            for (int64_t i = 0; i < values; i += NB) {
-                const int some = std::min(LANES, columns - j);
-                vf acc[LANES][NV] = {};
-                for (int64_t s0 = 0; s0 < longest; s0 += m.page) {
-                    const int64_t keys = std::min(m.page, longest - s0);
-                    const T* value = rows(s0 / m.page) + value_at + i;
-                    const float* share = &scores[s0 * W + j];
-                    switch (some) {
-                        case 1: weigh<1>(keys, share, value, row, acc); break;
-                        case 2: weigh<2>(keys, share, value, row, acc); break;
-                        case 3: weigh<3>(keys, share, value, row, acc); break;
-                        case 4: weigh<4>(keys, share, value, row, acc); break;
-                    }
-                }
-                for (int x = 0; x < some; x++) {
-                    for (int y = 0; y < NV; y++) acc[x][y] *= inverse[j + x];
-                    put<false>(out(j + x) + i, acc[x], values - i);
-                }
-            }
-    }
-
-    template <int M> void score(const float* key, int64_t apart, vf* acc) const {
-        vf sums[M];
-        for (int i = 0; i < M; i++) sums[i] = vf{};
-        for (int64_t d = 0; d < e; d++) {
-            const vf q = load(&query[d * W]);
-            for (int i = 0; i < M; i++) sums[i] += splat(key[i * apart + d]) * q;
-        }
-        for (int i = 0; i < M; i++) acc[i] = sums[i];
+        return sum(total);
     }
 };

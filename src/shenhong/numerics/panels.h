@@ -3,103 +3,87 @@
 //
 // A row of a product adds its columns one after the other, whatever other rows there are. Where the CPU multiplies
 // bfloat16 itself, panels of that dtype hold pairs of columns, [columns / 2][NB][2], and a product's left side is
-// rounded to bfloat16, as it is everywhere in that dtype.
+// bfloat16 too; everywhere else the left side is float.
 #pragma once
+#include <type_traits>
+
 #include "common.h"
 
 constexpr int NV = 4, NB = NV * W, MR = 6;  // vectors and lanes of a panel; rows of a register tile
 
 static inline int64_t panels(int64_t rows) { return (rows + NB - 1) / NB; }
 
+// One factor of W products that are summed lane by lane: floats, or pairs of bfloat16.
 #if defined(__AVX512BF16__)
 constexpr bool PAIRS = true;
+static inline __m512bh load_lanes(const bf16* p) {
+    __m512bh x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+}
+static inline __m512bh splat_lane(const bf16* p) {
+    int32_t two;
+    std::memcpy(&two, p, sizeof two);
+    return (__m512bh)_mm512_set1_epi32(two);
+}
+static inline vf add_product(vf sum, __m512bh x, __m512bh y) { return (vf)_mm512_dpbf16_ps((__m512)sum, x, y); }
 #else
 constexpr bool PAIRS = false;
+static inline vf load_lanes(const bf16* p) { return load(p); }
 #endif
+static inline vf load_lanes(const float* p) { return load(p); }
+static inline vf splat_lane(const float* p) { return splat(*p); }
+static inline vf add_product(vf sum, vf x, vf y) { return sum + x * y; }
+
 template <class T> constexpr int pair = PAIRS && sizeof(T) == 2 ? 2 : 1;
-// Columns of a panel, the odd one filled up.
+template <class T> using Left = std::conditional_t<pair<T> == 2, bf16, float>;
+// Columns of a panel, and numbers of a left row, the odd one filled up with a zero.
 template <class T> static inline int64_t depth(int64_t K) { return (K + pair<T> - 1) / pair<T> * pair<T>; }
 
-// The tile's left side: float rows as they are, or rounded rows of pairs.
-template <class T> struct Left {
-    const float* at[MR];
-    void row(int m, const float* in, int64_t) { at[m] = in; }
-};
-#if defined(__AVX512BF16__)
-template <> struct Left<bf16> {
-    const bf16* at[MR];
-    std::vector<bf16>& rows() {
-        static thread_local std::vector<bf16> kept;
-        return kept;
-    }
-    void row(int m, const float* in, int64_t K) {
-        const int64_t stride = (K + 2 * W) / W * W;
-        if (int64_t(rows().size()) < MR * stride) rows().resize(MR * stride);
-        bf16* out = rows().data() + m * stride;
-        for (int64_t k = 0; k < K; k += W) store(out + k, load_up_to(in + k, K - k));
-        if (K % W == 0) out[K] = bf16{0};
-        at[m] = out;
-    }
-};
-#endif
+// Calls f with the number as a constant: 1 <= number <= MOST.
+template <int MOST, class F> static inline void exactly(int number, F f) {
+    if (number == MOST)
+        f(std::integral_constant<int, MOST>());
+    else if constexpr (MOST > 1)
+        exactly<MOST - 1>(number, f);
+}
 
 template <class T> static inline void ahead(const T* w) {
     for (int i = 0; i < NB; i += 64 / int(sizeof(T))) __builtin_prefetch(w + 24 * NB + i);
 }
 
+// M rows meet a packed panel. A function of its own, so that its sums stay in registers wherever it is called from.
 template <int M, class T>
-static inline void panel_rows(int64_t K, const Left<T>& left, const T* w, vf (&acc)[MR][NV]) {
-    vf sums[M][NV];
-    for (int m = 0; m < M; m++)
-        for (int i = 0; i < NV; i++) sums[m][i] = vf{};
+__attribute__((noinline)) static void panel_rows(int64_t K, const Left<T>* const* left, const T* w, vf (*out)[NV]) {
+    vf sums[M][NV] = {};
     for (int64_t k = 0; k < depth<T>(K); k += pair<T>, w += NB * pair<T>) {
         if (M <= 3)  // few rows: memory is what one waits for
             for (int i = 0; i < pair<T>; i++) ahead(w + i * NB);
-#if defined(__AVX512BF16__)
-        if constexpr (pair<T> == 2) {
-            __m512bh row[NV];
-            for (int i = 0; i < NV; i++) std::memcpy(&row[i], w + i * 2 * W, sizeof row[i]);
-            for (int m = 0; m < M; m++) {
-                int32_t two;
-                std::memcpy(&two, left.at[m] + k, 4);
-                const __m512bh x = (__m512bh)_mm512_set1_epi32(two);
-                for (int i = 0; i < NV; i++) sums[m][i] = (vf)_mm512_dpbf16_ps((__m512)sums[m][i], row[i], x);
-            }
-            continue;
-        }
-#endif
-        vf row[NV];
-        for (int i = 0; i < NV; i++) row[i] = load(w + i * W);
+        decltype(load_lanes(w)) row[NV];
+        for (int i = 0; i < NV; i++) row[i] = load_lanes(w + i * W * pair<T>);
         for (int m = 0; m < M; m++) {
-            const vf x = splat(to_float(left.at[m][k]));
-            for (int i = 0; i < NV; i++) sums[m][i] += x * row[i];
+            const auto x = splat_lane(left[m] + k);
+            for (int i = 0; i < NV; i++) sums[m][i] = add_product(sums[m][i], row[i], x);
         }
     }
     for (int m = 0; m < M; m++)
-        for (int i = 0; i < NV; i++) acc[m][i] = sums[m][i];
+        for (int i = 0; i < NV; i++) out[m][i] = sums[m][i];
 }
 
 // Meets one packed panel [K, NB] with `rows` rows a(m) and hands each row's NB sums to done(m, sums).
 template <class T, class A, class Done>
-static void meet(int64_t rows, int64_t K, A a, const T* w, Done done) {
+static inline void meet(int64_t rows, int64_t K, A a, const T* packed, Done done) {
     for (int64_t m0 = 0; m0 < rows; m0 += MR) {
         const int M = int(std::min<int64_t>(MR, rows - m0));
-        Left<T> left;
-        for (int m = 0; m < M; m++) left.row(m, a(m0 + m), K);
-        vf acc[MR][NV];
-        switch (M) {
-            case 1: panel_rows<1>(K, left, w, acc); break;
-            case 2: panel_rows<2>(K, left, w, acc); break;
-            case 3: panel_rows<3>(K, left, w, acc); break;
-            case 4: panel_rows<4>(K, left, w, acc); break;
-            case 5: panel_rows<5>(K, left, w, acc); break;
-            case 6: panel_rows<6>(K, left, w, acc); break;
-        }
-        for (int m = 0; m < M; m++) done(m0 + m, acc[m]);
+        const Left<T>* left[MR];
+        vf sums[MR][NV];
+        for (int m = 0; m < M; m++) left[m] = a(m0 + m);
+        exactly<MR>(M, [&](auto count) { panel_rows<count>(K, left, packed, sums); });
+        for (int m = 0; m < M; m++) done(m0 + m, sums[m]);
     }
 }
 
-template <bool ADD> static inline void put(float* out, const vf* sums, int64_t columns) {
+template <bool ADD, class T> static inline void put(T* out, const vf* sums, int64_t columns) {
     for (int i = 0; i < NV && columns > 0; i++, out += W, columns -= W)
         store_up_to(out, ADD ? load_up_to(out, columns) + sums[i] : sums[i], columns);
 }

@@ -5,14 +5,9 @@
 #include <numeric>
 
 #include "common.h"
+#include "draw.h"
 
 constexpr int64_t BLOCK = 64;  // candidates of a partial sum
-
-struct Draw {
-    float temperature, top_p, min_p;
-    int32_t top_k;  // 0: no limit
-    double uniform;
-};
 
 // Scratch of one thread.
 struct Row {
@@ -119,7 +114,6 @@ struct Row {
     }
 };
 
-// chosen[n]: a token, or -1 where a logit is no number or none is finite.
 EXPORT void shenhong_draw(const float* logits, int64_t stride, int64_t vocab, const Draw* how, int64_t* chosen,
                           int64_t rows, int threads) {
     parallel_rows(rows, threads, [&](int64_t begin, int64_t end, int) {

@@ -1,0 +1,351 @@
+// A model's layers over a flat batch of tokens, by all threads at once, attention straight from the paged cache.
+//
+// Every token is computed as a decode step is (absorbed form, DeepSeek-V2 section 2.1.2), prompts too, and every sum
+// has one order that depends on nothing but the token's own text: a row of a product adds its columns one after the
+// other, attention adds keys from position 0 on, a token adds its experts by number. So a token's result is the same
+// to the bit whatever shares the batch, however its prompt was cut, and on any number of threads.
+// Weights (packed, see panels.h) and cache are float or bfloat16; sums and the residual stream are float.
+//
+// With grouped queries (key_heads > 0) a cache row holds every group's key and value, [G, 2d], and nothing is absorbed.
+//
+// Legend: N tokens, S sequences, D hidden, H heads, R latent rank, n nope dims, r rope dims, v value dims, e = R + r,
+// G groups of heads with one key (latent attention: 1), J heads of a group, d width of a query, E experts, K chosen,
+// I expert width.
+#pragma once
+#include <sched.h>
+
+#include <atomic>
+
+#include "paged.h"
+
+extern "C" void shenhong_select(const float*, const float*, int64_t*, int64_t, int64_t, int, int, int, int, int);
+
+// A barrier that spins for a while and then lets others run: this machine may be busy.
+class Barrier {
+    std::atomic<int> waiting{0}, round{0};
+
+  public:
+    int threads = 1;
+    void wait() {
+        if (threads == 1) return;
+        const int now = round.load();
+        if (waiting.fetch_add(1) + 1 == threads) {
+            waiting.store(0);
+            round.store(now + 1);
+            return;
+        }
+        for (int spins = 0; round.load(std::memory_order_acquire) == now; spins++)
+            if (spins > 20000) sched_yield();
+    }
+};
+
+template <class T> static inline void rms(const float* x, const float* weight, T* y, int64_t dim, float eps) {
+    vf squares{};
+    for (int64_t i = 0; i < dim; i += W) {
+        const vf v = load_up_to(x + i, dim - i);
+        squares += v * v;
+    }
+    const float r = 1.f / std::sqrt(sum(squares) / dim + eps);
+    for (int64_t i = 0; i < dim; i += W)
+        store_up_to(y + i, load_up_to(x + i, dim - i) * r * load_up_to(weight + i, dim - i), dim - i);
+}
+
+// Pairs (2i, 2i+1) of x turned by the angle of a position.
+template <class S, class T>
+static inline void turn(const S* x, T* y, const float* c, const float* s, int64_t half) {
+    for (int64_t i = 0; i < half; i++) {
+        const float even = to_float(x[2 * i]), odd = to_float(x[2 * i + 1]);
+        y[2 * i] = from_float<T>(even * c[i] - odd * s[i]);
+        y[2 * i + 1] = from_float<T>(odd * c[i] + even * s[i]);
+    }
+}
+
+// The tokens of a call, each sequence's consecutive.
+struct Flat {
+    std::vector<int32_t> sequences;  // their numbers in the DecodeBatch
+    std::vector<int64_t> starts;     // [S + 1]
+    std::vector<int32_t> positions;  // [N]
+    const int64_t* tokens;           // [N] or null: x holds the beginning
+    int64_t size() const { return starts.back(); }
+};
+
+template <class T> class Layers {
+    using L = Left<T>;
+    const DecodeModel& m;
+    const DecodeBatch& b;
+    const int64_t D, H, R, e, d, q_in, G, J, row, widest;
+    int64_t N = 0;
+    const Flat* flat = nullptr;
+    // Left sides of products: rows of the layer's normed input, queries' latents, queries, absorbed queries,
+    // attention's latents and values, the dense block's inside and the experts'.
+    std::vector<L> u, kept, queries, latent, mixed, heads, dense, inner;
+    std::vector<float> down, exact, scores, gates;
+    std::vector<int64_t> chosen;
+    std::vector<int32_t> owner;      // of each token: its sequence's place in the batch
+    std::vector<int64_t> tiles;      // first attention task of each sequence
+    std::atomic<int64_t> next_task{0};
+
+  public:
+    float* x = nullptr;              // [N, D] residual stream
+    int threads = 1;
+    Barrier barrier;
+
+    Layers(const DecodeModel& m, const DecodeBatch& b)
+        : m(m), b(b), D(m.hidden), H(m.heads), R(m.rank), e(m.rank + m.rope), d(m.nope + m.rope),
+          q_in(m.q_rank ? m.q_rank : H * d), G(std::max<int64_t>(1, m.key_heads)), J(H / G),
+          row(m.key_heads ? 2 * G * d : e), widest(widest_of(m, b)) {}
+
+    // Before the first thread comes. No batch may be larger than the first.
+    void prepare(const Flat& batch) {
+        flat = &batch, N = batch.size();
+        if (u.empty()) {
+            u.resize(N * depth<T>(D)), exact.resize(N * D), down.resize(N * (q_in + row));
+            kept.resize(N * depth<T>(q_in)), queries.resize(N * H * d + 1);
+            latent.resize(N * H * depth<T>(e)), mixed.resize(N * mixed_row()), heads.resize(N * depth<T>(H * m.value));
+            scores.resize(N * m.experts), gates.resize(N * m.chosen), chosen.resize(N * m.chosen);
+            inner.resize(N * m.chosen * depth<T>(m.inner)), dense.resize(N * depth<T>(widest));
+        }
+        owner.resize(N), tiles.assign(1, 0);
+        for (size_t s = 0; s < batch.sequences.size(); s++) {
+            for (int64_t i = batch.starts[s]; i < batch.starts[s + 1]; i++) owner[i] = int32_t(s);
+            tiles.push_back(tiles.back() + G * tiles_of(s));
+        }
+    }
+
+    std::pair<int64_t, int64_t> share(int64_t count, int thread) const {
+        return {count * thread / threads, count * (thread + 1) / threads};
+    }
+
+    // out [rows of x, columns] (+)= x [N, K] times a packed [columns, K], this thread's panels.
+    template <bool ADD, class O>
+    void product(int thread, int64_t rows, const L* x, int64_t K, const void* packed, int64_t columns, O* out,
+                 int64_t out_stride) const {
+        const auto [begin, end] = share(panels(columns), thread);
+        for (int64_t p = begin; p < end; p++)
+            meet(rows, K, [&](int64_t i) { return x + i * depth<T>(K); }, (const T*)packed + p * depth<T>(K) * NB,
+                 [&](int64_t i, const vf* sums) { put<ADD>(out + i * out_stride + p * NB, sums, columns - p * NB); });
+    }
+
+    // x through the layers; all threads of the team come here together.
+    void run(int thread) {
+        Columns<T> columns(m);
+        std::vector<int64_t> begin_of, order;
+        const auto [first, last] = share(N, thread);
+        for (int64_t i = first; i < last && flat->tokens; i++) {
+            const T* in = (const T*)b.embedding + flat->tokens[i] * D;
+            for (int64_t k = 0; k < D; k += W) store_up_to(x + i * D + k, load_up_to(in + k, D - k), D - k);
+        }
+        for (int64_t number = b.first_layer; number < b.last_layer; number++) {
+            const DecodeLayer& layer = m.layers[number];
+            for (int64_t i = first; i < last; i++) rms(x + i * D, layer.norm, &u[i * depth<T>(D)], D, m.eps);
+            barrier.wait();
+            product<false>(thread, N, u.data(), D, layer.down, q_in + row, down.data(), q_in + row);
+            if (thread == 0) next_task = 0;
+            barrier.wait();
+            for (int64_t i = first; i < last; i++) m.key_heads ? remember_groups(layer, i) : remember(layer, i);
+            if (!m.key_heads) absorb(thread, layer, first, last);
+            barrier.wait();
+            for (int64_t task; (task = next_task.fetch_add(1)) < tiles.back();) attend(columns, layer, task);
+            barrier.wait();
+            if (!m.key_heads) {
+                per_head(thread, mixed.data(), mixed_row(), R, R, layer.uv, m.value, heads.data(),
+                         depth<T>(H * m.value), m.value);
+                barrier.wait();
+            }
+            product<true>(thread, N, heads.data(), H * m.value, layer.out, D, x, D);
+            barrier.wait();
+            for (int64_t i = first; i < last; i++) rms(x + i * D, layer.mlp_norm, &u[i * depth<T>(D)], D, m.eps);
+            if (layer.router) route(layer, first, last);
+            barrier.wait();
+            if (layer.router) plan(begin_of, order);
+            if (layer.dense_gate_up)
+                gated(thread, layer.dense_gate_up, layer.dense_inner, N, [](int64_t i) { return i; },
+                      [](int64_t) { return 1.f; }, dense.data());
+            if (layer.router)
+                for (int64_t x = 0; x < m.experts; x++) {
+                    const int64_t* mine = order.data() + begin_of[x];
+                    gated(int((thread + x) % threads), (const T*)layer.gate_up + x * panels(2 * inner_padded()) * depth<T>(D) * NB,
+                          m.inner, begin_of[x + 1] - begin_of[x], [&](int64_t i) { return mine[i] / m.chosen; },
+                          [&](int64_t i) { return gates[mine[i]]; }, &inner[begin_of[x] * depth<T>(m.inner)]);
+                }
+            barrier.wait();
+            finish(thread, layer, begin_of, order);
+            barrier.wait();
+        }
+    }
+
+  private:
+    static int64_t widest_of(const DecodeModel& m, const DecodeBatch& b) {
+        int64_t widest = 0;
+        for (int64_t l = b.first_layer; l < b.last_layer; l++) widest = std::max(widest, m.layers[l].dense_inner);
+        return widest;
+    }
+    // Attention tasks of one sequence and group.
+    int64_t tiles_of(int64_t s) const {
+        return ((flat->starts[s + 1] - flat->starts[s]) * J + Columns<T>::MOST - 1) / Columns<T>::MOST;
+    }
+    int64_t inner_padded() const { return (m.inner + NB / 2 - 1) / (NB / 2) * (NB / 2); }
+    // With room behind the last head for what an odd rank is filled up with.
+    int64_t mixed_row() const { return H * R + R % pair<T>; }
+    const float* angle(const float* table, int64_t i) const { return table + flat->positions[i] * (m.rope / 2); }
+
+    // For every head: out [N, H, rows] = x [N, H, K] times its packed [rows, K]; this thread's heads and panels.
+    void per_head(int thread, const L* x, int64_t x_stride, int64_t x_head, int64_t K, const void* packed,
+                  int64_t rows, L* out, int64_t out_stride, int64_t out_head) const {
+        const int64_t each = panels(rows);
+        const auto [begin, end] = share(H * each, thread);
+        for (int64_t t = begin; t < end; t++) {
+            const int64_t h = t / each, p = t % each;
+            meet(N, K, [&](int64_t i) { return x + i * x_stride + h * x_head; }, (const T*)packed + t * depth<T>(K) * NB,
+                 [&](int64_t i, const vf* sums) {
+                     put<false>(out + i * out_stride + h * out_head + p * NB, sums, rows - p * NB);
+                 });
+        }
+    }
+
+    // Queries [N, H, e] that meet the latent itself, from the layer's input or the queries' normed latent.
+    void absorb(int thread, const DecodeLayer& layer, int64_t first, int64_t last) {
+        if (m.q_rank) {
+            barrier.wait();
+            product<false>(thread, N, kept.data(), m.q_rank, layer.q_b, H * d, queries.data(), H * d);
+        }
+        barrier.wait();
+        const int64_t each = depth<T>(e);
+        per_head(thread, queries.data(), H * d, d, m.nope, layer.uk, R, latent.data(), H * each, each);
+        for (int64_t i = first; i < last; i++)
+            for (int64_t h = 0; h < H; h++)
+                turn(&queries[(i * H + h) * d + m.nope], &latent[(i * H + h) * each + R], angle(m.cosine, i),
+                     angle(m.sine, i), m.rope / 2);
+    }
+
+    // The token's place in the cache.
+    T* place_of(const DecodeLayer& layer, int64_t i) const {
+        const int64_t position = flat->positions[i];
+        const int64_t page = table_of(owner[i])[position / m.page];
+        return (T*)layer.pool + (page * m.page + position % m.page) * row;
+    }
+    const int32_t* table_of(int64_t s) const { return b.tables + flat->sequences[s] * b.table_width; }
+
+    // Grouped queries: adds biases, norms heads and turns them; keys and values go to the cache.
+    void remember_groups(const DecodeLayer& layer, int64_t i) {
+        float* q = &down[i * (q_in + row)];
+        if (layer.qkv_bias)
+            for (int64_t x = 0; x < q_in + row; x++) q[x] += layer.qkv_bias[x];
+        float *k = q + H * d, *v = k + G * d;
+        const float *c = angle(m.cosine, i), *s = angle(m.sine, i);
+        for (int64_t h = 0; h < H; h++) {
+            if (layer.q_norm) rms(q + h * d, layer.q_norm, q + h * d, d, m.eps);
+            turn(q + h * d, &latent[(i * H + h) * depth<T>(e)], c, s, d / 2);
+        }
+        T* place = place_of(layer, i);
+        for (int64_t g = 0; g < G; g++, place += 2 * d) {
+            if (layer.k_norm) rms(k + g * d, layer.k_norm, k + g * d, d, m.eps);
+            turn(k + g * d, place, c, s, d / 2);
+            for (int64_t x = 0; x < d; x += W) store_up_to(place + d + x, load_up_to(v + g * d + x, d - x), d - x);
+        }
+    }
+
+    // Norms the queries' latent; writes the normed latent and the rotated key into the token's place in the cache.
+    void remember(const DecodeLayer& layer, int64_t i) {
+        float* in = &down[i * (q_in + e)];
+        if (m.q_rank)
+            rms(in, layer.q_norm, &kept[i * depth<T>(q_in)], q_in, m.latent_eps);
+        else
+            for (int64_t x = 0; x < q_in; x += W)
+                store_up_to(&queries[i * q_in + x], load_up_to(in + x, q_in - x), q_in - x);
+        in += q_in;
+        T* place = place_of(layer, i);
+        rms(in, layer.kv_norm, place, R, m.latent_eps);
+        turn(in + R, place + R, angle(m.cosine, i), angle(m.sine, i), m.rope / 2);
+    }
+
+    void attend(Columns<T>& columns, const DecodeLayer& layer, int64_t task) {
+        constexpr int MOST = Columns<T>::MOST;
+        const int64_t s = std::upper_bound(tiles.begin(), tiles.end(), task) - tiles.begin() - 1, start = flat->starts[s];
+        const int64_t group = (task - tiles[s]) / tiles_of(s), from = (task - tiles[s]) % tiles_of(s) * MOST;
+        const int64_t to = std::min<int64_t>(from + MOST, (flat->starts[s + 1] - start) * J);
+        int64_t token[MOST], head[MOST];
+        int32_t length[MOST];
+        for (int64_t c = from; c < to; c++) {
+            token[c - from] = start + c / J, head[c - from] = group * J + c % J;
+            length[c - from] = flat->positions[token[c - from]] + 1;
+        }
+        columns.run((const T*)layer.pool + group * 2 * d, table_of(s), int(to - from), length,
+                    [&](int j) { return &latent[(token[j] * H + head[j]) * depth<T>(e)]; },
+                    [&](int j) {
+                        return m.key_heads ? &heads[token[j] * depth<T>(H * d) + head[j] * d]
+                                           : &mixed[token[j] * mixed_row() + head[j] * R];
+                    });
+    }
+
+    // From the normed input in floats, whatever the dtype: a near tie shall not be a matter of rounding.
+    void route(const DecodeLayer& layer, int64_t first, int64_t last) {
+        const int64_t E = m.experts, K = m.chosen;
+        for (int64_t i = first; i < last; i++) rms(x + i * D, layer.mlp_norm, &exact[i * D], D, m.eps);
+        for (int64_t p = 0; p < panels(E); p++)
+            meet(last - first, D, [&](int64_t i) { return &exact[(first + i) * D]; }, layer.router + p * D * NB,
+                 [&](int64_t i, const vf* sums) {
+                     vf s[NV];
+                     for (int x = 0; x < NV; x++) s[x] = m.softmax ? sums[x] : sigmoid(sums[x]);
+                     put<false>(&scores[(first + i) * E + p * NB], s, E - p * NB);
+                 });
+        for (int64_t i = first; i < last && m.softmax; i++) {
+            float *row = &scores[i * E], total = 0;
+            const float top = *std::max_element(row, row + E);
+            for (int64_t x = 0; x < E; x++) total += row[x] = std::exp(row[x] - top);
+            for (int64_t x = 0; x < E; x++) row[x] /= total;
+        }
+        shenhong_select(&scores[first * E], layer.bias, &chosen[first * K], last - first, E, int(K), int(m.groups),
+                        int(m.kept_groups), int(m.softmax), 1);
+        for (int64_t i = first; i < last; i++) {
+            float total = 0;
+            for (int64_t k = 0; k < K; k++) total += gates[i * K + k] = scores[i * E + chosen[i * K + k]];
+            const float factor = float(m.scaling) / (m.normalise ? total + 1e-20f : 1.f);
+            for (int64_t k = 0; k < K; k++) gates[i * K + k] *= factor;
+        }
+    }
+
+    // Assignments n K + k sorted by expert, by token within one; every thread makes its own copy.
+    void plan(std::vector<int64_t>& begin_of, std::vector<int64_t>& order) const {
+        begin_of.assign(m.experts + 1, 0), order.resize(N * m.chosen);
+        for (int64_t a = 0; a < N * m.chosen; a++) begin_of[chosen[a] + 1]++;
+        for (int64_t x = 0; x < m.experts; x++) begin_of[x + 1] += begin_of[x];
+        std::vector<int64_t> next(begin_of);
+        for (int64_t a = 0; a < N * m.chosen; a++) order[next[chosen[a]]++] = a;
+    }
+
+    // out [rows, width] = gate(i) swiglu(gate_up u[token(i)]); a panel holds NB/2 gates and their NB/2 ups.
+    template <class Token, class Gate>
+    void gated(int thread, const void* packed, int64_t width, int64_t rows, Token token, Gate gate, L* out) const {
+        constexpr int half = NV / 2;
+        if (!rows) return;
+        const auto [begin, end] = share((width + NB / 2 - 1) / (NB / 2), thread);
+        for (int64_t p = begin; p < end; p++)
+            meet(rows, D, [&](int64_t i) { return &u[token(i) * depth<T>(D)]; }, (const T*)packed + p * depth<T>(D) * NB,
+                 [&](int64_t i, const vf* sums) {
+                     const float factor = gate(i);
+                     for (int x = 0; x < half; x++) {
+                         const int64_t at = p * (NB / 2) + x * W;
+                         if (at >= width) break;
+                         const vf g = sums[x];
+                         store_up_to(out + i * depth<T>(width) + at, g * sigmoid(g) * sums[half + x] * factor, width - at);
+                     }
+                 });
+    }
+
+    // x += dense block, then += the experts by number.
+    void finish(int thread, const DecodeLayer& layer, const std::vector<int64_t>& begin_of,
+                const std::vector<int64_t>& order) {
+        if (layer.dense_gate_up)
+            product<true>(thread, N, dense.data(), layer.dense_inner, layer.dense_down, D, x, D);
+        if (!layer.router) return;
+        const auto [begin, end] = share(panels(D), thread);
+        const int64_t width = depth<T>(m.inner);
+        for (int64_t k = 0; k < m.experts; k++)
+            for (int64_t p = begin; p < end; p++)
+                meet(begin_of[k + 1] - begin_of[k], m.inner, [&](int64_t i) { return &inner[(begin_of[k] + i) * width]; },
+                     (const T*)layer.expert_down + (k * panels(D) + p) * width * NB, [&](int64_t i, const vf* sums) {
+                         put<true>(x + order[begin_of[k] + i] / m.chosen * D + p * NB, sums, D - p * NB);
+                     });
+    }
+};
