@@ -290,14 +290,23 @@ def test_a_phone_enters_with_the_key_and_is_told_of_no_shell(
     chromium: Any, tiny: Tiny, tmp_path: Path
 ) -> None:
     key = "a key of this test"[2:].replace(" ", "-")
-    with running(tiny.run, tmp_path, keys=(key,), allow_hosts=("home.test",)) as server:
-        with visiting(chromium, server.url.replace("127.0.0.1", "home.test")) as visitor:
+    with (
+        running(tiny.run, tmp_path, keys=(key,), allow_hosts=("home.test",)) as server,
+        contextlib.closing(Proxy(server.port)) as proxy,
+    ):
+        with visiting(chromium, proxy.url.replace("127.0.0.1", "home.test")) as visitor:
             context = visitor.context()
             page = visitor.page(context)
             field = page.get_by_label("Key", exact=True)
             field.fill("not the key at all")
+            proxy.down = True
+            proxy.cut()
+            page.get_by_role("button", name="Enter").click()
+            page.get_by_text("The server cannot be reached; the key was not checked").wait_for()
+            proxy.down = False
             page.get_by_role("button", name="Enter").click()
             page.get_by_text("That key is not right").wait_for()
+            assert page.get_by_text("cannot be reached").count() == 0
             assert server.http.get("/api/chats").json() == {"chats": []}
             field.fill(key)
             field.press("Enter")

@@ -84,15 +84,18 @@ export async function connect(): Promise<void> {
   await caughtUp();
 }
 
-export async function login(key: string): Promise<boolean> {
+/** Enter with a key. What stands in the way, for the user to read; nothing when the page is in. */
+export async function login(key: string): Promise<string> {
   try {
     await api.login(key);
-  } catch {
-    return false;
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    if (error.status === 0) return t("noServer");
+    return error.status === 401 ? t("wrongKey") : error.message;
   }
   store.link = "connecting";
   await connect();
-  return true;
+  return "";
 }
 
 /** After a break: what happened meanwhile is read again from the server. */

@@ -106,6 +106,7 @@ const words = {
   keyTitle: ["This server asks for a key", "此服务器需要密钥"],
   key: ["Key", "密钥"],
   enter: ["Enter", "进入"],
+  noServer: ["The server cannot be reached; the key was not checked", "连接不到服务器，密钥未经核对"],
   wrongKey: ["That key is not right", "密钥不对"],
   missing: ["This chat is gone", "这个对话不在了"],
   loading: ["Loading", "载入中"],

@@ -1,7 +1,7 @@
 // The shell opens without the server: its files are kept, its data never are. Each build has its
 // own store, so that pages never mix two builds; the API is not touched.
-const VERSION = "b5cf03a664b4";
-const FILES = ["/","/assets/RunsView-B8x0dI51.css","/assets/RunsView-D4WyDjpE.js","/assets/formula-D80k5L8x.js","/assets/highlight-CKa98cGG.js","/assets/index-HqPWMzvK.css","/assets/index-xNMDPfrA.js","/icon-180.png","/icon-192.png","/icon-512.png","/icon.svg","/manifest.webmanifest"];
+const VERSION = "57f72e44f87e";
+const FILES = ["/","/assets/RunsView-2VDoVb1i.js","/assets/RunsView-B8x0dI51.css","/assets/formula-CibWfbud.js","/assets/highlight-CKa98cGG.js","/assets/index-CYe7I1If.js","/assets/index-HqPWMzvK.css","/icon-180.png","/icon-192.png","/icon-512.png","/icon.svg","/manifest.webmanifest"];
 const STORE = `shell-${VERSION}`;
 
 self.addEventListener("install", (event) => {
