@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +20,18 @@ from shenhong.cli import STAGES, main
 from shenhong.run import Run
 from tests.conftest import Captured, Tiny, shenhong
 
+VERBS = {  # and what the shortest call of each has to name
+    "quickstart": [],
+    "train": ["x.toml"],
+    "generate": ["x", "y"],
+    "evaluate": ["x"],
+    "serve": ["x"],
+    "export": ["x", "--to", "hf", "--out", "y"],
+    "info": ["x"],
+}
 
-@pytest.mark.parametrize("verb", ["quickstart", "train", "generate", "evaluate", "export", "info"])
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_of_every_verb_shows_an_example(verb: str, capsys: Captured) -> None:
     with pytest.raises(SystemExit) as end:
         main([verb, "--help"])
@@ -38,7 +51,20 @@ def test_help_lists_the_verbs_and_loads_nothing_heavy() -> None:
     ("arguments", "says"),
     [
         (["generate", "x", "y", "--n", "0"], "argument --n: 0 is below one"),
-        (["generate", "x", "y", "--n", "few"], "argument --n: few is not a number"),
+        (["generate", "x", "y", "--n", "few"], "argument --n: few is not a whole number"),
+        (["generate", "x", "y", "--n", "1.5"], "argument --n: 1.5 is not a whole number"),
+        (["generate", "x", "y", "--seed", "one"], "argument --seed: one is not a whole number"),
+        (["generate", "x", "y", "--top-p", "most"], "argument --top-p: most is not a number"),
+        (["serve", "x", "--port", "http"], "argument --port: http is not a whole number"),
+        (["serve", "x", "--max", "9"], "ambiguous option: --max could match --max-body-bytes"),
+        (["serve", "x", "--runs", "/absent"], "--runs /absent: no such folder; give the one"),
+        (["serve"], "required: MODEL; see 'shenhong serve --help'"),
+        (["info"], "required: MODEL|RUN; see 'shenhong info --help'"),
+        (["export", "x", "--to", "hf"], "required: --out; see 'shenhong export --help'"),
+        (
+            ["export", "x", "--to", "hf", "--out", "y", "--bits", "3"],
+            "--bits: 3 is not known, choose",
+        ),
         (["generate", "x", "y", "--form", "五绝诗"], "did you mean 五绝?"),
         (["generate", "x", "y", "--rhyme", "阴"], "--rhyme 阴: no rhyme of the 平水韵"),
         (["generate", "x", "y", "--tempreture", "1"], "did you mean --temperature?"),
@@ -60,6 +86,55 @@ def test_wrong_usage_is_one_line(arguments: list[str], says: str, capsys: Captur
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1, err
     assert err.startswith("shenhong: ") and says in err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_unknown_flag_of_any_verb_is_one_line_that_names_it(
+    verb: str, refused: Callable[..., str]
+) -> None:
+    remedy = f"see 'shenhong {verb} --help'"
+    refused(verb, *VERBS[verb], "--lout", says=("unknown flag --lout", remedy))
+    refused(verb, *VERBS[verb], "--help=3", says=("--help: ignored explicit argument '3'", remedy))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train"], "shenhong: stopped; the same command goes on from here"),
+        (["serve", "x", "--api-key-file"], "shenhong: stopped"),
+    ],
+    ids=["train", "serve"],
+)
+def test_a_stop_promises_to_go_on_only_where_the_verb_does(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"  # whoever reads it waits
+    os.mkfifo(pipe)
+    process = subprocess.Popen(shenhong(*arguments, pipe), stderr=subprocess.PIPE, text=True)
+    writer = None
+    while writer is None and process.poll() is None:
+        time.sleep(0.01)
+        with contextlib.suppress(OSError):  # nobody reads yet
+            writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    process.send_signal(signal.SIGTERM)
+    shown = process.communicate(timeout=60)[1]
+    assert writer is not None and process.returncode == 130, shown
+    os.close(writer)
+    assert shown.split("\n")[1:] == [said, ""]
+
+
+def test_what_the_terminal_cannot_show_is_escaped_as_json_reads_it(tiny: Tiny) -> None:
+    def generate(encoding: str) -> bytes:
+        command = shenhong("generate", tiny.run, "长城", "--max-tokens", 4, "--json")
+        done = subprocess.run(
+            command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding}
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        return done.stdout
+
+    shown = generate("ascii")
+    assert shown.isascii() and json.loads(shown) == json.loads(generate("utf-8"))
+    assert json.loads(shown)["prompt"] == "长城"
 
 
 def test_a_run_says_what_it_did_and_where_its_report_is(tiny: Tiny) -> None:

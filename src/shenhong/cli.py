@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import io
 import json
 import os
 import signal
@@ -28,11 +29,15 @@ STAGES = ("corpus", "tokenizer", "tokens", "train", "model", "evaluate", "report
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 2 for an error a person can mend, 130 after Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what it cannot show is escaped, as JSON reads it
+        sys.stdout.reconfigure(errors="backslashreplace")
+    goes_on = False
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ask for an orderly stop
         begun = time.monotonic()  # before torch is loaded, which takes seconds
         options = parser().parse_args(arguments)
         options.begun = begun
+        goes_on = options.verb in (quickstart, train)
         options.verb(options)
         sys.stdout.flush()  # a reader who left shows here, and not at exit
         return 0
@@ -40,10 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"shenhong: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(
-            f"\nshenhong: stopped{f' {stop}' if str(stop) else ''}; the same command goes on from here",
-            file=sys.stderr,
-        )
+        where = f" {stop}" if str(stop) else ""
+        remedy = "; the same command goes on from here" if goes_on else ""
+        print(f"\nshenhong: stopped{where}{remedy}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output left, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,6 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, with the nearest that is right, and no usage block above it."""
 
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.register("type", int, _whole)  # argparse's own errors name Python's types
+        self.register("type", float, _number)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see '{self.prog} --help'")
 
@@ -75,9 +84,8 @@ class _Parser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
             known = f"choose from {', '.join(choices)}"
-            raise argparse.ArgumentError(
-                action, f"{value} is not known{_nearest(str(value), choices)}, {known}"
-            )
+            near = _nearest(value, choices) if isinstance(value, str) else ""
+            raise argparse.ArgumentError(action, f"{value} is not known{near}, {known}")
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
@@ -255,7 +263,12 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
     about = verb("info", info, "say what a run or a model folder holds", "shenhong info runs/poet")
-    about.add_argument("model", metavar="MODEL|RUN", type=Path)
+    about.add_argument(
+        "model",
+        metavar="MODEL|RUN",
+        type=Path,
+        help="a run folder, finished or not, a model folder or a GGUF file",
+    )
     about.add_argument("--json", action="store_true", help="machine-readable")
 
     return top
@@ -316,22 +329,29 @@ def _add_serving(server: argparse.ArgumentParser) -> None:
         )
 
 
-def _number(kind: Any, text: str) -> Any:
+def _number(text: str) -> float:
     try:
-        return kind(text)
+        return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text} is not a number") from None
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number") from None
+
+
 def _positive(text: str) -> float:
-    value = _number(float, text)
+    value = _number(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above zero")
     return value
 
 
 def _count(text: str) -> int:
-    value = _number(int, text)
+    value = _whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is below one")
     return value
@@ -371,6 +391,8 @@ def _serve(models: list[Path], options: argparse.Namespace) -> None:
     from shenhong.serve.guard import read_keys
     from shenhong.serve.server import serve
 
+    if options.runs and not options.runs.is_dir():
+        raise UsageError(f"--runs {options.runs}: no such folder; give the one that holds the runs")
     runs = options.runs or (Path("runs") if Path("runs").is_dir() else None)
     settings = Settings(
         host=options.host,
