@@ -218,8 +218,18 @@ def test_run_folders_of_others(
     (copy / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
     for arguments in (["train", copy], ["evaluate", copy], ["train", tiny.recipe, "--run", copy]):
         refused(*arguments, says=(copy, "format 99", "use the version that wrote it"))
-    (copy / "manifest.json").write_text('{"format": 1, "sta')
-    refused("train", copy, says=(copy / "manifest.json", "damaged"))
+    for damaged in (
+        '{"format": 1, "sta',
+        "[" * 99_999,
+        "7",
+        '{"format": 1}',
+        '{"format": 1, "stages": [3]}',
+        '{"format": 1, "stages": {"corpus": 3}}',
+        '{"format": 1, "stages": {"corpus": {}}}',
+    ):
+        (copy / "manifest.json").write_text(damaged)
+        for verb in ("train", "evaluate"):
+            refused(verb, copy, says=(copy / "manifest.json", "damaged"))
 
     mine = tmp_path / "mine"
     mine.mkdir()

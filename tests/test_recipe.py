@@ -126,7 +126,10 @@ def test_set_changes_values_of_every_type(tmp_path):
         ("train.steps", "write it as section.key=value"),
         ("name.x=3", "name is a value, not a section"),
         ("seed=-1", "seed"),
+        ("seed=" + "[" * 9000, "seed: input should be a valid integer"),
+        ("train=3", "train"),
     ],
+    ids=lambda text: text[:30],
 )
 def test_a_bad_setting(
     change: str, says: str, recipe: Path, tmp_path: Path, refused: Callable[..., str]
@@ -142,6 +145,11 @@ def test_a_recipe_that_is_none(recipe: Path, tmp_path: Path, refused: Callable[.
     refused("train", broken, says=(broken, "not valid TOML"))
     binary.write_bytes(b"\xff\xfe\x00")
     refused("train", binary, says=(binary, "a recipe is a TOML file"))
+    refused("train", written(tmp_path, "a = " + "[" * 9000), says=("r.toml", "nests too deeply"))
+    binary.unlink()
+    binary.mkdir()
+    (binary / "text").touch()
+    refused("train", binary, says=(binary, "is not a run folder"))
     timeless = written(tmp_path, recipe.read_text().replace("steps = 16\n", ""))
     refused("train", timeless, says=(timeless, "give either minutes"))
     nameless = written(tmp_path, recipe.read_text().replace('name = "tiny"', ""))

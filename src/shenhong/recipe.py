@@ -166,6 +166,8 @@ def load(path: Path, changes: list[str] | None = None) -> Recipe:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise RecipeError(f"{path} nests too deeply; a recipe has sections and settings") from None
     own = tree.get("init")
     for change in changes or []:
         _apply(tree, change)
@@ -199,7 +201,7 @@ def _apply(tree: dict[str, Any], change: str) -> None:
         )
     try:
         value = tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text.strip()  # a bare word is a string
     for section in sections:
         tree = tree.setdefault(section, {})

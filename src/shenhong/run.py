@@ -192,8 +192,9 @@ class Run:
         try:
             content = json.loads(manifest.read_bytes())
             found = content["format"]
-            content["stages"]
-        except (ValueError, KeyError, TypeError) as error:
+            for stage in content["stages"].values():
+                stage["state"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RunError(
                 f"{manifest} is damaged ({type(error).__name__}); restore it or choose another --run folder"
             ) from error
