@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shenhong.engine import Sampling, request_seed
-from shenhong.engine.sampler import Penalties, draw, invert, log_probabilities, sample, uniforms
+from shenhong.engine.sampler import (
+    Penalties,
+    draw,
+    draws,
+    invert,
+    log_probabilities,
+    sample,
+    uniforms,
+)
 from shenhong.errors import RequestError
 from shenhong.numerics import kernels_in_use, use_kernels
 
@@ -133,13 +141,11 @@ def test_the_kernel_draws_as_pytorch_does(seed, width, temperature, top_k, top_p
     logits = 3 * torch.randn(20, width, generator=stream)
     logits[:, width // 2] = float("-inf")
     how = Sampling(temperature, top_k, top_p, min_p)
-    points = torch.rand(20, generator=stream, dtype=torch.float64).tolist()
-    got = draw(logits, points, [how] * 20)
+    points = torch.rand(20, generator=stream, dtype=torch.float64)
+    got = draw(logits, draws(how, points))
     use_kernels(False)
     try:
-        close = [
-            draw(logits, [abs(p + e) % 1 for p in points], [how] * 20) for e in (0, -1e-5, 1e-5)
-        ]
+        close = [draw(logits, draws(how, (points + e).abs() % 1)) for e in (0, -1e-5, 1e-5)]
     finally:
         use_kernels(True)
     for row, token in enumerate(got):
@@ -153,7 +159,7 @@ def test_no_numbers_give_no_token(kernels):
         logits = torch.randn(5, 70)
         logits[1, 66], logits[2, 3], logits[3] = float("nan"), float("inf"), float("-inf")
         for how in (Sampling(0.0), Sampling(1.0), Sampling(1.0, top_k=3, top_p=0.5)):
-            got = draw(logits, [0.5] * 5, [how] * 5)
+            got = draw(logits, draws(how, torch.full((5,), 0.5)))
             assert [token is None for token in got] == [False, True, True, True, False]
     finally:
         use_kernels(True)

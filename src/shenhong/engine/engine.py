@@ -15,10 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from shenhong.engine.ahead import Continued, Writer
 from shenhong.engine.cache import Pages, lay_out
+from shenhong.engine.live import Live
 from shenhong.engine.request import (
     MOST_LOGPROBS,
     EngineStats,
@@ -27,9 +30,13 @@ from shenhong.engine.request import (
     Request,
     Sampling,
     TokenLogprob,
-    Usage,
 )
-from shenhong.engine.sampler import Penalties, draw, log_probabilities, request_seed, uniforms
+from shenhong.engine.sampler import (
+    Penalties,
+    draw,
+    log_probabilities,
+    request_seed,
+)
 from shenhong.engine.scheduler import Part, Scheduler
 from shenhong.engine.scheduler import Sequence as Text
 from shenhong.engine.speculate import Drafter, DraftReport, Followed
@@ -60,21 +67,6 @@ class Completion(NamedTuple):
     finish: Literal["stop", "length"]
 
 
-class Live:
-    """A request under way."""
-
-    def __init__(self, request: Request, text: Text, stops: set[int], room: int) -> None:
-        self.request, self.text, self.stops, self.room = request, text, stops, room
-        self.uniforms = uniforms([request.seed], room)[0].tolist()
-        self.stream: TextStream | None = None
-        self.penalties: Penalties | None = None
-        self.matcher: Matcher | None = None
-        self.written = 0
-
-    def usage(self) -> Usage:
-        return Usage(len(self.request.prompt), self.written, self.text.cached)
-
-
 class Engine:
     """Generates from a decoder's weights as they are now.
 
@@ -101,6 +93,7 @@ class Engine:
         self.pages = Pages(max(pages, -(-context // page)))
         self.pools = self.model.new_pools(self.pages.count, page)
         self.scheduler = Scheduler(self.pages, page, settings.step_tokens, settings.most_running)
+        self.writer = Writer(self.model, self.pools, self.scheduler)
         self.drafter: Drafter | None = None
         if self.model.join is not None:
             self.drafter = Drafter(self.model, self.pools, self.scheduler, settings.most_drafting)
@@ -171,29 +164,43 @@ class Engine:
     def _advance(self) -> list[Event]:
         events, self.ended = self.ended, []
         if parts := self.scheduler.plan():
-            events += self._compute(parts)
+            events += self._write_ahead(parts) if self._plain(parts) else self._compute(parts)
         told: list[Event] = []
         for event in events:
             inbox = self.inboxes.get(event.request)
             (told if inbox is None else inbox).append(event)
         return told
 
+    def _plain(self, parts: list[Part]) -> bool:
+        if self.drafter and self.drafter.depth and len(parts) <= self.drafter.most_running:
+            return False
+        return self.model.fused is not None and all(
+            not part.drafts and self.live[part.sequence.id].plain for part in parts
+        )
+
+    def _write_ahead(self, parts: list[Part]) -> list[Event]:
+        lives = [self.live[part.sequence.id] for part in parts]
+        written = self.writer.write(
+            [
+                Continued(part, live.draws[live.written if part.whole else live.room :], live.stops)
+                for part, live in zip(parts, lives, strict=True)
+            ]
+        )
+        return [
+            self._write(live, tokens) for live, tokens in zip(lives, written, strict=True) if tokens
+        ]
+
     def _compute(self, parts: list[Part]) -> list[Event]:
         before = [part.sequence.computed for part in parts]
-        states_ND = self.model.forward(
-            lay_out(
-                ((s.tokens[s.computed :] + s.drafts)[:length], s.computed, s.table)
-                for s, length, _ in parts
-            ),
-            self.pools,
-        )
+        states_ND = self.model.forward(lay_out(part.laid for part in parts), self.pools)
         rows: list[int] = []  # whose next token is drawn
         whole: list[tuple[Live, list[int]]] = []  # with the guesses that are checked
         begin = 0
-        for sequence, length, drafts in parts:
+        for part in parts:
+            sequence, length, drafts = part
             begin += length
             guesses, sequence.drafts = sequence.drafts[:drafts], []
-            if length - drafts == sequence.pending:
+            if part.whole:
                 rows += range(begin - drafts - 1, begin)
                 whole.append((self.live[sequence.id], guesses))
             self.scheduler.done(sequence, length - drafts)
@@ -218,7 +225,7 @@ class Engine:
                 kept += 1
             if self.drafter:
                 self.drafter.accepted += kept
-            events.append(self._write(live, tokens[: kept + 1], logits_BV, row))
+            events.append(self._write(live, tokens[: kept + 1], logits_BV[row:]))
             row += len(guesses) + 1
         return events
 
@@ -233,8 +240,7 @@ class Engine:
                         sequence,
                         first,
                         row,
-                        live.request.sampling,
-                        live.uniforms[live.written :],
+                        live.draws[live.written :],
                         plain and sequence.pending == 1,
                     )
                 )
@@ -252,18 +258,18 @@ class Engine:
                 logits_BV[i] = live.penalties.apply(logits_BV[i])
             if live.matcher:
                 logits_BV[i].masked_fill_(~live.matcher.mask(), float("-inf"))
-        uniforms = [live.uniforms[live.written + i] for live, i in places]
-        return draw(logits_BV, uniforms, [live.request.sampling for live, _ in places])
+        return draw(logits_BV, np.stack([live.draws[live.written + i] for live, i in places]))
 
-    def _write(self, live: Live, tokens: list[int | None], logits_BV: Tensor, row: int) -> Event:
-        """Takes over what was drawn from the logits' rows from ``row`` on, up to where the text ends."""
+    def _write(
+        self, live: Live, tokens: list[int | None], logits_BV: Tensor | None = None
+    ) -> Event:
+        """Takes over what was drawn (from these logits' rows, where somebody asks for them), up to where the text
+        ends. All but the last token are in the cache."""
         new: list[int] = []
         logprobs: list[TokenLogprob] = []
         text = ""
         finish: Finish | None = None
         for number, token in enumerate(tokens):
-            if number:
-                self.scheduler.done(live.text, 1)  # the guess before it was right
             if token is None:
                 return self._event(live, new, logprobs, "error", text, "the model gave no number")
             if token in live.stops:
@@ -278,8 +284,8 @@ class Engine:
                 live.matcher.wrote(token)
                 if error := live.matcher.error:
                     return self._event(live, new, logprobs, "error", text, error)
-            if live.request.logprobs is not None:
-                logits_V = logits_BV[row + number]
+            if logits_BV is not None and live.request.logprobs is not None:
+                logits_V = logits_BV[number]
                 logprobs.append(log_probabilities(logits_V, token, live.request.logprobs))
             if live.stream:
                 text += live.stream.add(token)
@@ -292,6 +298,7 @@ class Engine:
             if live.written == live.room:
                 finish = "length"
                 break
+        self.scheduler.done(live.text, number)
         self.generated_tokens += len(new)
         return self._event(live, new, logprobs, finish, text)
 

@@ -73,27 +73,33 @@ def log_probabilities(logits_V: Tensor, token: int, count: int) -> TokenLogprob:
     return TokenLogprob(token, shares_V[token].item(), top)
 
 
-def draw(logits_BV: Tensor, uniforms: list[float], how: Sequence[Sampling]) -> list[int | None]:
-    """One token per row, each row by its own settings; None where the logits are no numbers."""
+def draws(how: Sampling, uniforms: Tensor) -> np.ndarray:
+    """DRAW: how tokens are drawn, one for each of the numbers."""
+    rows = np.empty(len(uniforms), DRAW)
+    rows["temperature"] = how.temperature if how.temperature >= COLD else 0.0
+    rows["top_p"], rows["min_p"], rows["top_k"] = how.top_p, how.min_p, how.top_k
+    rows["uniform"] = uniforms
+    return rows
+
+
+def draw(logits_BV: Tensor, draws_B: np.ndarray) -> list[int | None]:
+    """One token per row, each by its own DRAW; None where the logits are no numbers."""
     if fast(logits_BV) and logits_BV.dtype == torch.float32:
-        settings = [
-            (s.temperature if s.temperature >= COLD else 0.0, s.top_p, s.min_p, s.top_k, uniform)
-            for s, uniform in zip(how, uniforms, strict=True)
-        ]
-        chosen = draw_tokens(logits_BV, np.array(settings, DRAW)).tolist()
+        chosen = draw_tokens(logits_BV, draws_B).tolist()
         return [token if token >= 0 else None for token in chosen]
     peaks_B = logits_BV.amax(dim=1)
     logits_BV = logits_BV.nan_to_num(nan=0.0, neginf=float("-inf"))
-    uniform_B = torch.tensor(uniforms, dtype=torch.float64, device=logits_BV.device)
-    tokens: list[int | None] = [None] * len(how)
+    uniform_B = torch.tensor(draws_B["uniform"], device=logits_BV.device)
+    tokens: list[int | None] = [None] * len(draws_B)
     # Rows of equal settings are drawn together.
     groups: dict[tuple[float, int, float, float], list[int]] = {}
-    for row, (s, sound) in enumerate(zip(how, peaks_B.isfinite().tolist(), strict=True)):
+    settings = draws_B[["temperature", "top_k", "top_p", "min_p"]].tolist()
+    for row, (how, sound) in enumerate(zip(settings, peaks_B.isfinite().tolist(), strict=True)):
         if sound:
-            groups.setdefault((s.temperature, s.top_k, s.top_p, s.min_p), []).append(row)
-    for rows in groups.values():
+            groups.setdefault(how, []).append(row)
+    for how, rows in groups.items():
         index = torch.tensor(rows, device=logits_BV.device)
-        some = sample(logits_BV[index], uniform_B[index], how[rows[0]])
+        some = sample(logits_BV[index], uniform_B[index], Sampling(*how))
         for row, token in zip(rows, some.tolist(), strict=True):
             tokens[row] = token
     return tokens

@@ -46,6 +46,17 @@ class Part(NamedTuple):
     length: int
     drafts: int
 
+    @property
+    def laid(self) -> tuple[list[int], int, list[int]]:
+        """What the model's batch wants to know of it."""
+        s = self.sequence
+        return (s.tokens[s.computed :] + s.drafts)[: self.length], s.computed, s.table
+
+    @property
+    def whole(self) -> bool:
+        """Whether it reaches its sequence's end, so that the next token can be drawn."""
+        return self.length - self.drafts == self.sequence.pending
+
 
 class Scheduler:
     def __init__(self, pages: Pages, page: int, step_tokens: int, most_running: int) -> None:
@@ -160,6 +171,15 @@ class Scheduler:
         for _ in range(wanted):
             sequence.table.append(self.pages.take())
         return True
+
+    def extend(self, parts: list[Part], counts: list[int]) -> bool:
+        """Room for so many tokens behind each part but the last of them, which the next step computes; all or none."""
+        more = [
+            (part.sequence, part.length + count - 1)
+            for part, count in zip(parts, counts, strict=True)
+        ]
+        wanted = sum(-(-(s.computed + count) // self.page) - len(s.table) for s, count in more)
+        return wanted <= self.pages.free and all(self.room(s, count) for s, count in more)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

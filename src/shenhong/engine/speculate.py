@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from shenhong.engine.cache import lay_out
-from shenhong.engine.request import Sampling
 from shenhong.engine.sampler import draw
 from shenhong.engine.scheduler import Scheduler, Sequence
 from shenhong.model import PreparedDecoder
@@ -32,8 +32,7 @@ class Followed(NamedTuple):
     sequence: Sequence
     first: int
     row: int
-    sampling: Sampling
-    uniforms: list[float]  # of the tokens to come, the next one first
+    draws: np.ndarray  # DRAW, of the tokens to come, the next one first
     guess: bool  # whether guesses are of use: not before the prompt's end, nor where penalties change the draw
 
 
@@ -81,12 +80,11 @@ class Drafter:
 
     def _guess(self, steps: list[Followed], states_ND: Tensor) -> None:
         for depth in range(self.depth):
-            going = [i for i, s in enumerate(steps) if len(s.uniforms) > depth + 1]
+            going = [i for i, s in enumerate(steps) if len(s.draws) > depth + 1]
             if not going:
                 return
             steps, states_ND = [steps[i] for i in going], states_ND[going]
-            uniforms = [s.uniforms[depth] for s in steps]
-            drawn = draw(self.model.logits(states_ND), uniforms, [s.sampling for s in steps])
+            drawn = draw(self.model.logits(states_ND), np.stack([s.draws[depth] for s in steps]))
             # Rows of a page that was taken over may never have been written in this layer: no guess then.
             going = [i for i, token in enumerate(drawn) if token is not None]
             steps, states_ND = [steps[i] for i in going], states_ND[going]

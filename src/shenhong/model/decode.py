@@ -32,7 +32,14 @@ from shenhong.model.experts import ExpertBlock, Router
 from shenhong.model.layers import FeedForward
 from shenhong.model.multitoken import MultiTokenLayer
 from shenhong.numerics import kernels_in_use, ops
-from shenhong.numerics.fused_decode import Batch, FusedLayers, pack, pack_gated, project
+from shenhong.numerics.fused_decode import (
+    Batch,
+    FusedLayers,
+    Writing,
+    pack,
+    pack_gated,
+    project,
+)
 
 log = logging.getLogger("shenhong.model")
 
@@ -143,6 +150,24 @@ class PreparedDecoder:
     def forward(self, batch: Batch, pools: Pools) -> Tensor:
         """Appends the batch's tokens to their sequences; [N, D] states after the final norm."""
         return self._run(None, batch, pools, range(self.trunk), self.norm_D)
+
+    @torch.no_grad()
+    def write(self, batch: Batch, pools: Pools, writing: Writing) -> list[list[int]]:
+        """Goes on behind the batch, token by token, in one call of the kernel: only where ``fused``.
+
+        What each sequence writes: up to its room, a token that ends it included, or -1 in place of a token where
+        the model's numbers are not finite.
+        """
+        assert self.fused is not None
+        return self.fused.write(
+            self.embedding,
+            batch,
+            pools.layers,
+            range(self.trunk),
+            self.norm_D,
+            self.packed_head,
+            writing,
+        )
 
     @torch.no_grad()
     def draft(self, states_ND: Tensor, batch: Batch, pools: Pools) -> Tensor:

@@ -1,0 +1,64 @@
+"""Writing ahead: where nothing is to be decided between two tokens, one call of the kernel writes several of each text.
+
+How many is a question of time alone: short enough that a text still flows and whoever comes waits little, long enough
+that a step's bookkeeping, done once a call, weighs nothing. What is written does not depend on it.
+
+Legend: S sequences, K most tokens a call writes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+
+from shenhong.engine.cache import lay_out
+from shenhong.engine.scheduler import Part, Scheduler
+from shenhong.model import PreparedDecoder
+from shenhong.model.cache import Pools
+from shenhong.numerics.fused_decode import DRAW, Writing
+
+SECONDS = 0.005  # a call may take, and
+STEPS = 16  # it may write at most so many tokens of a text
+
+
+class Continued(NamedTuple):
+    """A part of a text, and how the text goes on behind it."""
+
+    part: Part
+    draws: (
+        np.ndarray
+    )  # DRAW, of all the tokens it may still write; none where its prompt is not at its end
+    stops: Collection[int]
+
+
+class Writer:
+    def __init__(self, model: PreparedDecoder, pools: Pools, scheduler: Scheduler) -> None:
+        self.model, self.pools, self.scheduler = model, pools, scheduler
+        self.pace = SECONDS  # of one token of every text; until it is known, a call writes one
+
+    def write(self, texts: list[Continued]) -> list[list[int | None]]:
+        """What each text goes on with, a stop included; None in place of a token where the model's numbers are not
+        finite. The parts are in the cache afterwards, and what was written is but for the last token."""
+        steady = all(text.part.length == 1 and len(text.draws) for text in texts)
+        steps = min(STEPS, max(1, int(SECONDS / self.pace))) if steady else 1
+        room = [min(steps, len(text.draws)) for text in texts]
+        parts = [text.part for text in texts]
+        if steps > 1 and not self.scheduler.extend(parts, room):
+            room = [min(1, tokens) for tokens in room]
+        draws_SK = np.empty((len(texts), max(room)), DRAW)
+        for row, text, tokens in zip(draws_SK, texts, room, strict=True):
+            row[:tokens] = text.draws[:tokens]
+        writing = Writing(np.array(room, np.int32), draws_SK, [text.stops for text in texts])
+        begin = time.perf_counter()
+        written: list[list[int | None]] = [
+            [token if token >= 0 else None for token in tokens]
+            for tokens in self.model.write(lay_out(p.laid for p in parts), self.pools, writing)
+        ]
+        if steady:
+            self.pace = (time.perf_counter() - begin) / max(map(len, written))
+        for sequence, length, _ in parts:
+            self.scheduler.done(sequence, length)
+        return written

@@ -1,0 +1,29 @@
+"""A request under way: what was asked, where its text stands, and what decides about the next token."""
+
+from __future__ import annotations
+
+from shenhong.engine.request import Request, Usage
+from shenhong.engine.sampler import Penalties, draws, uniforms
+from shenhong.engine.scheduler import Sequence as Text
+from shenhong.engine.structured import Matcher
+from shenhong.engine.text import TextStream
+
+
+class Live:
+    """A request under way."""
+
+    def __init__(self, request: Request, text: Text, stops: set[int], room: int) -> None:
+        self.request, self.text, self.stops, self.room = request, text, stops, room
+        self.draws = draws(request.sampling, uniforms([request.seed], room)[0])
+        self.stream: TextStream | None = None
+        self.penalties: Penalties | None = None
+        self.matcher: Matcher | None = None
+        self.written = 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether the next token is drawn from the model's logits as they are, and nothing else is asked of them."""
+        return self.penalties is None and self.matcher is None and self.request.logprobs is None
+
+    def usage(self) -> Usage:
+        return Usage(len(self.request.prompt), self.written, self.text.cached)
