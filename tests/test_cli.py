@@ -123,18 +123,20 @@ def test_a_stop_promises_to_go_on_only_where_the_verb_does(
     assert shown.split("\n")[1:] == [said, ""]
 
 
-def test_what_the_terminal_cannot_show_is_escaped_as_json_reads_it(tiny: Tiny) -> None:
-    def generate(encoding: str) -> bytes:
-        command = shenhong("generate", tiny.run, "长城", "--max-tokens", 4, "--json")
+def test_a_terminal_that_shows_only_ascii_gets_escapes_and_whole_json(tiny: Tiny) -> None:
+    def generate(encoding: str, *more: str) -> bytes:
+        command = shenhong("generate", tiny.run, "é长🙂", "--max-tokens", 4, *more)
         done = subprocess.run(
             command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding}
         )
         assert (done.returncode, done.stderr) == (0, b"")
         return done.stdout
 
-    shown = generate("ascii")
-    assert shown.isascii() and json.loads(shown) == json.loads(generate("utf-8"))
-    assert json.loads(shown)["prompt"] == "长城"
+    shown, wanted = generate("ascii", "--json"), generate("utf-8", "--json")
+    assert shown.isascii() and "é长🙂".encode() in wanted
+    assert json.loads(shown) == json.loads(wanted)
+    (text,) = json.loads(wanted)["answers"]
+    assert generate("ascii") == text.encode("ascii", "backslashreplace") + b"\n"
 
 
 def test_a_run_says_what_it_did_and_where_its_report_is(tiny: Tiny) -> None:

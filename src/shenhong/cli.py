@@ -29,7 +29,7 @@ STAGES = ("corpus", "tokenizer", "tokens", "train", "model", "evaluate", "report
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 2 for an error a person can mend, 130 after Ctrl-C."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what it cannot show is escaped, as JSON reads it
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what it cannot show is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
     goes_on = False
     try:
@@ -357,6 +357,11 @@ def _count(text: str) -> int:
     return value
 
 
+def _print_json(value: Any) -> None:
+    """One line; in ASCII where the terminal is not said to show more."""
+    print(json.dumps(value, ensure_ascii=sys.stdout.encoding != "utf-8"))
+
+
 def quickstart(options: argparse.Namespace) -> None:
     from shenhong import pipeline
     from shenhong.ask import answers
@@ -443,7 +448,7 @@ def generate(options: argparse.Namespace) -> None:
         options.plain,
     )
     if options.json:
-        print(json.dumps({"prompt": prompt, "answers": answers}, ensure_ascii=False))
+        _print_json({"prompt": prompt, "answers": answers})
     else:
         print("\n\n".join(answers))
 
@@ -452,11 +457,10 @@ def evaluate(options: argparse.Namespace) -> None:
     from shenhong import pipeline
 
     measures = pipeline.evaluate_again(options.model)
-    print(
-        json.dumps(measures, ensure_ascii=False)
-        if options.json
-        else pipeline.summary(options.model)
-    )
+    if options.json:
+        _print_json(measures)
+    else:
+        print(pipeline.summary(options.model))
 
 
 def export(options: argparse.Namespace) -> None:
@@ -473,7 +477,7 @@ def export(options: argparse.Namespace) -> None:
     else:
         done = save_folder(folder, options.out, options.bits)
     if options.json:
-        print(json.dumps({**done._asdict(), "path": str(done.path)}, ensure_ascii=False))
+        _print_json({**done._asdict(), "path": str(done.path)})
     else:
         kinds = ", ".join(f"{size / 1e6:.1f} MB {kind}" for kind, size in done.kinds.items())
         print(f"{done.path}: {done.nbytes / 1e6:.1f} MB ({kinds})")
@@ -486,7 +490,7 @@ def info(options: argparse.Namespace) -> None:
 
     facts = describe(options.model)
     if options.json:
-        print(json.dumps(facts, ensure_ascii=False))
+        _print_json(facts)
     else:
         width = max(len(key) for key in facts)
         for key, value in facts.items():
