@@ -1,19 +1,17 @@
-"""The command line: the verbs, and nothing else."""
+"""The command line: the verbs and their flags, and nothing else."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import io
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 # Before torch loads: with another busy process on the machine, barriers that spin make two-thread
 # operations 10-50 times slower, so waiting threads sleep after a short spin. Telemetry stays off.
@@ -21,6 +19,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
 from shenhong import LONGEST_ANSWER, __version__
+from shenhong.arguments import Help, Parser, count, positive
 from shenhong.errors import ShenhongError, UsageError
 
 POET = "recipes/poet.toml"
@@ -61,48 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with the nearest that is right, and no usage block above it."""
-
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self.register("type", int, _whole)  # argparse's own errors name Python's types
-        self.register("type", float, _number)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see '{self.prog} --help'")
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        # Each verb's parser comes through here, so that it speaks of its own flags.
-        options, rest = super().parse_known_args(args, namespace)
-        if rest:
-            kind = "flag" if rest[0].startswith("-") else "argument"
-            self.error(f"unknown {kind} {rest[0]}{_nearest(rest[0], self._option_string_actions)}")
-        return options, rest
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            choices = [str(choice) for choice in action.choices]
-            known = f"choose from {', '.join(choices)}"
-            near = _nearest(value, choices) if isinstance(value, str) else ""
-            raise argparse.ArgumentError(action, f"{value} is not known{near}, {known}")
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word.split("=")[0], known, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults that say something."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default is None or action.default is False or action.default == []
-        return action.help if silent else super()._get_help_string(action)
-
-
 def parser() -> argparse.ArgumentParser:
-    top = _Parser(
+    top = Parser(
         prog="shenhong",
         description="Turn text into a language model people can talk to, on the hardware at hand.",
         epilog="Start with: shenhong quickstart",
@@ -116,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
             epilog=f"example: {example}",
-            formatter_class=_Help,
+            formatter_class=Help,
         )
         sub.set_defaults(verb=function)
         return sub
@@ -128,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
         "shenhong quickstart --minutes 10",
     )
     quick.add_argument(
-        "--minutes", type=_positive, default=10.0, help="wall-clock for all stages together"
+        "--minutes", type=positive, default=10.0, help="wall-clock for all stages together"
     )
     quick.add_argument(
         "--run",
@@ -191,7 +150,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="continue the prompt as bare text, asked by no template",
     )
-    gen.add_argument("--n", type=_count, default=1, help="number of answers")
+    gen.add_argument("--n", type=count, default=1, help="number of answers")
     gen.add_argument(
         "--temperature", type=float, default=0.8, help="0 takes the likeliest token each time"
     )
@@ -205,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
         help="sample among the likeliest tokens of this total probability",
     )
     gen.add_argument(
-        "--max-tokens", type=_count, default=LONGEST_ANSWER, help="longest answer, in tokens"
+        "--max-tokens", type=count, default=LONGEST_ANSWER, help="longest answer, in tokens"
     )
     gen.add_argument("--seed", type=int, default=0, help="same seed, same text")
     gen.add_argument("--json", action="store_true", help="one JSON object instead of text")
@@ -315,7 +274,7 @@ def _add_serving(server: argparse.ArgumentParser) -> None:
     )
     server.add_argument(
         "--drain-seconds",
-        type=_positive,
+        type=positive,
         default=plain.drain_seconds,
         help="how long running answers may go on after Ctrl-C",
     )
@@ -323,38 +282,10 @@ def _add_serving(server: argparse.ArgumentParser) -> None:
         server.add_argument(
             f"--{limit.name.replace('_', '-')}",
             metavar="N",
-            type=_positive if isinstance(limit.default, float) else _count,
+            type=positive if isinstance(limit.default, float) else count,
             default=limit.default,
             help=limit.metadata["help"],
         )
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is not a number") from None
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number") from None
-
-
-def _positive(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above zero")
-    return value
-
-
-def _count(text: str) -> int:
-    value = _whole(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below one")
-    return value
 
 
 def _print_json(value: Any) -> None:
