@@ -101,13 +101,14 @@ def begin_with(patch: pytest.MonkeyPatch, server: Running, text: str) -> None:
     first = writer.tokenizer.encode(text)
     honest = engine_module.draw
 
-    def draw(logits: Any, uniforms: Any, how: Any) -> Any:
-        drawn = honest(logits, uniforms, how)
+    def draw(logits: Any, draws: Any) -> Any:
+        drawn = honest(logits, draws)
         written = [live.written for live in writer.engine.live.values()]
         assert len(written) == len(drawn) == 1
         return [first[written[0]]] if written[0] < len(first) else drawn
 
     patch.setattr(engine_module, "draw", draw)
+    patch.setattr(writer.engine, "_plain", lambda parts: False)  # every token is drawn there
 
 
 def events(response: httpx.Response) -> list[dict[str, str]]:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from shenhong import __version__
-from shenhong.engine import Sampling
 from shenhong.serve import guard, sse
 from shenhong.serve.faults import Fault, bad, stopping
 from shenhong.serve.generation import Ask, begin, check_prompt
 from shenhong.serve.hub import Hub, Served
 from shenhong.serve.jobs import Job, Jobs, conversation
 from shenhong.serve.openai_api import hub_of, owner_of
+from shenhong.serve.sampling import sampling_json
 from shenhong.serve.schemas import (
     ChatChange,
     ChatNew,
@@ -46,7 +45,7 @@ def no_such(what: str) -> Fault:
 @router.get("/bootstrap")
 async def bootstrap(request: Request) -> Any:
     hub = hub_of(request)
-    plain = {k: v for k, v in asdict(Sampling()).items() if k != "logit_bias"}
+    longest = {"max_tokens": min(hub.limits.max_output_tokens, 1024)}
     return {
         "version": __version__,
         "models": [
@@ -56,11 +55,11 @@ async def bootstrap(request: Request) -> Any:
                 "context": model.context,
                 "template_thinking": model.template.thinking,
                 "verse": model.verse,
+                "defaults": sampling_json(model.sampling) | longest,
                 "facts": {k: v for k, v in model.facts.items() if k not in ("folder", "file")},
             }
             for model in hub.models.values()
         ],
-        "defaults": plain | {"max_tokens": min(hub.limits.max_output_tokens, 1024)},
         "limits": {"max_tokens": hub.limits.max_output_tokens},
         "auth": "key" if hub.keys else "none",
         "runs": hub.settings.runs is not None,

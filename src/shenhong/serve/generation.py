@@ -90,7 +90,7 @@ def _requests(model: Served, limits: Limits, ask: Ask, seed: int) -> list[Reques
             "max_tokens",
             "too_many_tokens",
         )
-    how, plain = ask.how, Sampling()
+    how = ask.how
     named = {
         name: value
         for name in Sampling.__dataclass_fields__
@@ -102,7 +102,7 @@ def _requests(model: Served, limits: Limits, ask: Ask, seed: int) -> list[Reques
     stop = (how.stop,) if isinstance(how.stop, str) else tuple(how.stop or ())
     if any(not text for text in stop):
         raise bad("an empty stop string would stop at once", "stop", "invalid_value")
-    sampling = Sampling(**(vars(plain) | named | {"logit_bias": bias}))
+    sampling = Sampling(**(vars(model.sampling) | named | {"logit_bias": bias}))
     return [
         Request(
             prompt=tuple(ask.prompt),

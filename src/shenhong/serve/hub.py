@@ -14,11 +14,13 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from shenhong.engine import Sampling
 from shenhong.models import Writer, facts, folder_of, is_gguf, open_writer
 from shenhong.serve.engine_thread import EngineThread
 from shenhong.serve.faults import Fault
 from shenhong.serve.guard import Keys
 from shenhong.serve.limits import Meter
+from shenhong.serve.sampling import defaults_of
 from shenhong.serve.settings import Settings, default_data
 from shenhong.serve.store import Store
 from shenhong.serve.template import Template
@@ -37,6 +39,7 @@ class Served:
     facts: dict[str, Any]
     verse: bool
     bytes_of: list[bytes]  # what each token id writes
+    sampling: Sampling  # where a caller says nothing
     created: int
     thread: EngineThread = field(init=False)
 
@@ -69,6 +72,7 @@ def open_models(paths: list[Path], dtype: torch.dtype, settings: Settings) -> di
                 facts=facts(path),
                 verse=_writes_verse(run),
                 bytes_of=bytes_of,
+                sampling=defaults_of(folder),
                 created=int(
                     (folder if is_gguf(folder) else folder / "config.json").stat().st_mtime
                 ),

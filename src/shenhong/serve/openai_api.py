@@ -30,6 +30,7 @@ from shenhong.serve.generation import (
     usage_json,
 )
 from shenhong.serve.hub import Hub, Served
+from shenhong.serve.sampling import sampling_json
 from shenhong.serve.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -356,6 +357,7 @@ def _model_json(model: Served) -> dict[str, Any]:
         "created": model.created,
         "owned_by": "shenhong",
         "max_model_len": model.context,
+        "sampling_defaults": sampling_json(model.sampling),
     }
 
 

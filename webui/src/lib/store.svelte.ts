@@ -256,7 +256,7 @@ export function targets(): Target[] {
   const sides: (0 | 1)[] = prefs.compare ? [0, 1] : [0];
   return sides.map((side) => ({
     model: model(side)?.id ?? "",
-    settings: { ...store.boot?.defaults, ...$state.snapshot(prefs.settings[side]) },
+    settings: { ...model(side)?.defaults, ...$state.snapshot(prefs.settings[side]) },
   }));
 }
 

@@ -64,13 +64,13 @@ export interface Model {
   context: number;
   template_thinking: boolean;
   verse: boolean;
+  defaults: Settings;
   facts?: Record<string, unknown> | null;
 }
 
 export interface Bootstrap {
   version: string;
   models: Model[];
-  defaults: Settings;
   auth: "none" | "key";
   runs: boolean;
 }

@@ -1,7 +1,7 @@
 // The shell opens without the server: its files are kept, its data never are. Each build has its
 // own store, so that pages never mix two builds; the API is not touched.
-const VERSION = "57f72e44f87e";
-const FILES = ["/","/assets/RunsView-2VDoVb1i.js","/assets/RunsView-B8x0dI51.css","/assets/formula-CibWfbud.js","/assets/highlight-CKa98cGG.js","/assets/index-CYe7I1If.js","/assets/index-HqPWMzvK.css","/icon-180.png","/icon-192.png","/icon-512.png","/icon.svg","/manifest.webmanifest"];
+const VERSION = "f86464583f12";
+const FILES = ["/","/assets/RunsView-B8x0dI51.css","/assets/RunsView-CO9Goi9i.js","/assets/formula-CUfbPVQQ.js","/assets/highlight-CKa98cGG.js","/assets/index-DheL9Dkf.js","/assets/index-HqPWMzvK.css","/icon-180.png","/icon-192.png","/icon-512.png","/icon.svg","/manifest.webmanifest"];
 const STORE = `shell-${VERSION}`;
 
 self.addEventListener("install", (event) => {
