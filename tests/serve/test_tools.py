@@ -17,8 +17,10 @@ from shenhong.engine.structured import Grammars
 from shenhong.serve import openai_api
 from shenhong.serve.calls import (
     BARE,
+    CODER,
     DEEPSEEK,
     FENCED,
+    GLM,
     LISTED,
     LISTED_CLOSELY,
     MARKED,
@@ -114,9 +116,21 @@ MISTRAL = written(
 TEKKEN = MISTRAL.replace("[TOOL_CALLS] [", "[TOOL_CALLS][")
 MINISTRAL = written(f"'[TOOL_CALLS]' + {NAME} + '[ARGS]' + ({GIVEN} | tojson)", "''", "''", "''")
 
-# Calls that are not read: as Qwen 3 Coder, Mistral Small 3.2 and Apriel write them; one that is never written, one that fails.
+PAIRS = "{% for k, v in tool.function.arguments.items() %}LINE{% endfor %}"
+VALUE = "{{ v if v is string else v | tojson }}"
+QWEN_CODER = written(
+    "'<tool_call>\\n<function=' + tool.function.name + '>\\n' }}"
+    + PAIRS.replace("LINE", f"{{{{ '<parameter=' + k + '>\\n' }}}}{VALUE}{{{{ '\\n</parameter>\\n' }}}}")
+    + "{{ '</function>\\n</tool_call>'", "'\\n'", "''", "''",
+)  # fmt: skip
+GLM_45 = written(
+    "'\\n<tool_call>' + tool.function.name + '\\n' }}"
+    + PAIRS.replace("LINE", f"<arg_key>{{{{ k }}}}</arg_key>{{{{ '\\n' }}}}<arg_value>{VALUE}</arg_value>{{{{ '\\n' }}}}")
+    + "{{ '</tool_call>'", "''", "''", "''",
+)  # fmt: skip
+
+# Calls that are not read: as Mistral Small 3.2 and Apriel write them; one that is never written, one that fails.
 UNREAD = [
-    written(f"'<tool_call>\\n<function=' + {NAME} + '>\\n</function>\\n</tool_call>'", "''", "''", "''"),
     written(f"'[TOOL_CALLS]' + {NAME} + '[CALL_ID]' + tool.id + '[ARGS]' + ({GIVEN} | tojson)", "''", "''", "''"),
     written("'<tool_calls>[' + (tool.function | tojson) + ']</tool_calls>'", "''", "''", "''"),
     written("'<tool_call>'", "''", "''", "''"),
@@ -163,6 +177,7 @@ def handy(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Any:
         with_room(tiny, folder / "thinks", QWEN + "{{ '<think>\\n' }}"),
         with_room(tiny, folder / "v3", V3),
         with_room(tiny, folder / "v31", V31),
+        with_room(tiny, folder / "coder", QWEN_CODER),
         with_room(tiny, folder / "mistral", MISTRAL),
     ]
     for name in ("tokenizer.json", "tokenizer_config.json"):  # Mistral's mark is a special token
@@ -366,6 +381,22 @@ def test_a_schema_that_cannot_be_followed_is_a_400(client: OpenAI) -> None:
         ask(client, tools=[tool], tool_choice="required")
 
 
+@pytest.mark.parametrize(
+    "param, more",
+    [
+        ("tool_choice", {"tool_choice": "required"}),
+        ("tool_choice", {"tool_choice": NAMED}),
+        ("tools", {"tools": [TIME | {"function": {"name": "f", "strict": True}}]}),
+        ("parallel_tool_calls", {"parallel_tool_calls": False}),
+    ],
+)
+def test_arguments_outside_of_json_cannot_be_forced(client: OpenAI, param: str, more: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="cannot be held") as caught:
+        ask(client, "coder", **more)
+    assert caught.value.param == param and caught.value.code == "tools_unsupported"
+    assert ask(client, "coder", max_tokens=3).choices[0].message.content
+
+
 def test_a_forced_call_may_be_thought_about(client: OpenAI, handy: Running) -> None:
     """The rule that the test above shortens."""
     found = calls_constraint(
@@ -406,6 +437,9 @@ def test_templates_without_tools_say_so(served: Running) -> None:
         (MISTRAL, LISTED),
         (TEKKEN, LISTED_CLOSELY),
         (MINISTRAL, MARKED),
+        (QWEN_CODER, CODER),
+        (GLM_45, GLM),
+        (GLM_45.replace("{{ '\\n' }}", ""), GLM),  # 4.7
         *((source, None) for source in UNREAD),
     ],
 )

@@ -8,6 +8,7 @@ call keeps what was written of them, and what stands behind that, and is no end 
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import string
@@ -24,7 +25,8 @@ class Form:
 
     White space between signs is written as it is here, and read in any measure. `mark`: where calls begin in a text;
     empty: they are the whole answer. `head`: with %s for the name. `more`: None where there is only one call. `tails`:
-    the first is written, all are read; in them ID stands for any word.
+    the first is written, all are read; in them ID stands for any word. `pair`: what stands before, between and behind
+    name and value of an argument; None: the arguments are one JSON object.
     """
 
     mark: str
@@ -33,9 +35,20 @@ class Form:
     tails: tuple[str, ...]
     more: str | None
     closed: str
+    pair: tuple[str, str, str] | None = None
 
     def call(self, name: str, arguments: str, tail: int = 0) -> str:
         """A whole answer of one call."""
+        if self.pair:
+            before, between, behind = self.pair
+            arguments = "".join(
+                before
+                + key
+                + between
+                + (value if isinstance(value, str) else json.dumps(value))
+                + behind
+                for key, value in json.loads(arguments).items()
+            )
         written = self.mark + self.opened + self.head % name + arguments + self.tails[tail]
         return written.replace(ID, NINE) + self.closed
 
@@ -74,7 +87,25 @@ LISTED = Form(  # Mistral until 2024
 )
 LISTED_CLOSELY = replace(LISTED, opened="[")  # its Tekken tokenizers have no space there
 MARKED = Form("[TOOL_CALLS]", "", "%s[ARGS]", ("",), "[TOOL_CALLS]", "")  # Mistral since 2025
-FORMS = (TAGGED, BARE, DEEPSEEK, FENCED, LISTED, LISTED_CLOSELY, MARKED)
+CODER = Form(  # Qwen3-Coder
+    "<tool_call>",
+    "\n",
+    "<function=%s>\n",
+    ("</function>",),
+    "\n</tool_call>\n<tool_call>\n",
+    "\n</tool_call>",
+    ("<parameter=", ">\n", "\n</parameter>\n"),
+)
+GLM = Form(  # GLM-4.5
+    "<tool_call>",
+    "",
+    "%s\n",
+    ("</tool_call>",),
+    "\n<tool_call>",
+    "",
+    ("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"),
+)
+FORMS = (TAGGED, BARE, DEEPSEEK, FENCED, LISTED, LISTED_CLOSELY, MARKED, CODER, GLM)
 
 
 # What a template is shown to see how it writes: an answer in words, and one that is a call.
@@ -107,7 +138,9 @@ def form_of(worded: str, called: str) -> Form | None:
         for tail in range(len(form.tails)):
             call = form.call("f", PROBE_TEXT, tail)
             whole = worded.replace(PROBE_WORDS, call).strip() == called.strip()
-            if whole or (form.mark and call in called):
+            # White space is of no account where nothing is ever written by our grammar.
+            loosely = form.pair and "".join(call.split()) in "".join(called.split())
+            if whole or loosely or (form.mark and call in called):
                 return form
     return None
 
@@ -155,6 +188,7 @@ class Offer:
 
 COMING = -1  # what is wanted may still come
 WORD = re.compile(r"[\w-]*")
+Wanted = tuple[str, list[str], list[str]]  # a name, its signs, and signs that must follow
 OUTSIDE_STRINGS = frozenset(" \t\r\n:,+-.0123456789Eaeflnrstu")  # in JSON, beside brackets
 
 
@@ -181,23 +215,50 @@ def may_begin(text: str, tag: str) -> int:
     return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
 
 
+def pair_of(*around: str) -> re.Pattern[str]:
+    """Finds an argument; line breaks around it may be missing."""
+    before, between, end = (re.escape(part).replace("\\\n", "\n?") for part in around)
+    return re.compile(f"{before}([^<>]*){between}(.*?){end}", re.DOTALL)
+
+
+def value_of(text: str, schema: Any) -> str:
+    """A value as JSON. These forms write strings as they are and all else as JSON; the schema says which it is."""
+    said = schema if isinstance(schema, dict) else {}
+    if said.get("type") != "string" and text not in (said.get("enum") or ()):
+        try:
+            return json.dumps(json.loads(text, parse_constant=str), ensure_ascii=False)
+        except (ValueError, RecursionError):
+            pass
+    return json.dumps(text, ensure_ascii=False)
+
+
 class Calls:
     """Takes calls out of text that comes in pieces. White space before and behind calls and texts is dropped."""
 
     def __init__(self, offer: Offer) -> None:
         form = self.form = offer.form
-        heads = [(function.name, form.head % function.name + "{") for function in offer.functions]
-        self._first = [(name, signs(form.mark + form.opened + head)) for name, head in heads]
-        self._tails = [("", signs(tail)) for tail in form.tails]
-        self._next = [("", signs(form.closed))]
+        self._schemas = {function.name: function.parameters or {} for function in offer.functions}
+        self._first = self._heads(form.mark + form.opened)
+        self._tails: list[Wanted] = [("", signs(tail), []) for tail in form.tails]
+        self._next: list[Wanted] = [("", signs(form.closed), [])]
         if form.more is not None:
-            self._next += [(name, signs(form.more + head)) for name, head in heads]
+            self._next += self._heads(form.more)
+        self._pair = form.pair and pair_of(*form.pair)
+        self._name, self._first_pair = "", True  # of the call that is read
         self._rest = ""  # what is not told yet
         self._last = False
         self._reader: Callable[[], bool] = self._text
         self._begun = False  # a text
         self._depth, self._quoted, self._escaped = 0, False, False  # in arguments
         self._said, self._news = "", list[Call]()
+
+    def _heads(self, before: str) -> list[Wanted]:
+        pair, (tail, *_) = self.form.pair, self.form.tails
+        return [
+            (name, signs(before + self.form.head % name), signs(begin))
+            for name in self._schemas
+            for begin in ((pair[0], tail) if pair else ("{",))
+        ]
 
     def feed(self, text: str, last: bool = False) -> tuple[str, list[Call]]:
         """What is certain now: text, and calls or more of the last one."""
@@ -246,6 +307,28 @@ class Calls:
         self._more(len(self._rest), self._arguments)
         return False
 
+    def _pairs(self) -> bool:
+        assert self._pair and self.form.pair
+        self._rest = self._rest.lstrip()
+        over = self.form.pair[2].strip() in self._rest  # a long value is looked through once
+        if over and (found := self._pair.match(self._rest)):
+            properties = self._schemas[self._name].get("properties")
+            schema = properties.get(found[1]) if isinstance(properties, dict) else None
+            key = json.dumps(found[1], ensure_ascii=False)
+            self._tell(f"{'{' if self._first_pair else ', '}{key}: {value_of(found[2], schema)}")
+            self._rest, self._first_pair = self._rest[found.end() :], False
+            return True
+        _, end = self._which(self._rest, self._tails)
+        begun = behind(self._rest, signs(self.form.pair[0])) is not None
+        if begun and not self._last:
+            return False
+        if end == COMING:
+            return self._wait()
+        if end is not None:
+            self._tell("{}" if self._first_pair else "}")
+        self._reader = self._text if end is None else self._tail  # text: it is broken or cut
+        return True
+
     def _tail(self) -> bool:
         _, end = self._which(self._rest, self._tails)
         if end == COMING:
@@ -267,13 +350,13 @@ class Calls:
 
     # What readers do.
 
-    def _which(self, text: str, wanted: Iterable[tuple[str, list[str]]]) -> tuple[str, int | None]:
+    def _which(self, text: str, wanted: Iterable[Wanted]) -> tuple[str, int | None]:
         """Which of the signs the text begins with, and where they end."""
         coming = False
-        for name, those in wanted:
-            end = behind(text, those)
+        for name, those, following in wanted:
+            end = behind(text, those + following)
             if end is not None and end != COMING:
-                return name, end
+                return name, behind(text, those)
             coming = coming or end == COMING
         return "", COMING if coming else None
 
@@ -284,14 +367,18 @@ class Calls:
 
     def _begin(self, name: str, end: int) -> bool:
         self._news.append(Call(new_call_id(), name, ""))
-        self._rest = self._rest[end - 1 :]  # with the bracket
+        self._rest = self._rest[end:].lstrip()
         self._depth, self._quoted, self._escaped = 0, False, False
-        self._begun, self._reader = False, self._arguments
+        self._name, self._first_pair = name, True
+        self._begun, self._reader = False, self._pairs if self._pair else self._arguments
         return True
+
+    def _tell(self, arguments: str) -> None:
+        self._news.append(Call("", "", arguments))
 
     def _more(self, end: int, reader: Callable[[], bool]) -> bool:
         if end:
-            self._news.append(Call("", "", self._rest[:end]))
+            self._tell(self._rest[:end])
         self._rest, self._reader = self._rest[end:], reader
         return True
 

@@ -82,7 +82,7 @@ class Template:
         self.marks = {  # of calls, where they are special tokens
             id: token.content
             for id, token in tokenizer.backend.get_added_tokens_decoder().items()
-            if token.special and self.calls and token.content in self.calls.call("", "")
+            if token.special and self.calls and token.content in self.calls.call("", PROBE_TEXT)
         }
         self._special = {name: tokenizer.backend.token_to_id(name) or 0 for name in names}
         self._cut = re.compile("(" + ("|".join(map(re.escape, names)) or NEVER) + ")")

@@ -38,13 +38,22 @@ def constraint(offer: Offer, body: ChatRequest, thinking: bool) -> Constraint | 
     """Lets only calls through that fit their schemas, where the caller wants that.
 
     `required` and a named function are forced; with `auto` the grammar is needed for functions that are `strict`, and
-    where only one call may come. `thinking`: the prompt ends inside of it, so a forced call comes behind it.
+    where only one call may come. `thinking`: the prompt ends inside of it, so a forced call comes behind it. Fault: 400
+    for a form whose arguments are no JSON.
     """
     form, functions = offer.form, offer.functions
     choice, single = body.tool_choice, body.parallel_tool_calls is False
     forced = choice not in (None, "auto")
     if not forced and not single and not any(function.strict for function in functions):
         return None
+    if form.pair:
+        param = "tool_choice" if forced else "parallel_tool_calls" if single else "tools"
+        raise bad(
+            "calls as this model's template writes them cannot be held to anything: leave tool_choice at auto, and "
+            "strict and parallel_tool_calls out",
+            param,
+            "tools_unsupported",
+        )
     if isinstance(choice, NamedChoice):
         functions = [f for f in functions if f.name == choice.function.name]
         single = True
