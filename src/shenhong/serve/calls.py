@@ -133,16 +133,23 @@ def probes(arguments: dict[str, str] | str) -> tuple[list[dict[str, Any]], list[
 
 
 def form_of(worded: str, called: str) -> Form | None:
-    """The form of calls, from what a template made of the probes; None where it is none of the table."""
-    for form in FORMS:
-        for tail in range(len(form.tails)):
-            call = form.call("f", PROBE_TEXT, tail)
-            whole = worded.replace(PROBE_WORDS, call).strip() == called.strip()
-            # White space is of no account where nothing is ever written by our grammar.
-            loosely = form.pair and "".join(call.split()) in "".join(called.split())
-            if whole or loosely or (form.mark and call in called):
-                return form
+    """The form of calls, from what a template made of the probes; None where it is none of the table.
+
+    Templates are careless of white space, so a form that agrees but for that is taken where none agrees in all.
+    """
+    for read in (str, squeezed):
+        answer, written = read(worded), read(called)
+        for form in FORMS:
+            for tail in range(len(form.tails)):
+                call = read(form.call("f", PROBE_TEXT, tail))
+                whole = answer.replace(read(PROBE_WORDS), call).strip() == written.strip()
+                if whole or (form.mark and call in written):
+                    return form
     return None
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 class Call(NamedTuple):
