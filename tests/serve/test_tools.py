@@ -437,6 +437,7 @@ def test_templates_without_tools_say_so(served: Running) -> None:
         (MISTRAL, LISTED),
         (TEKKEN, LISTED_CLOSELY),
         (MINISTRAL, MARKED),
+        (V31.replace("call▁end｜>'", "call▁end｜>\\n   '"), DEEPSEEK),  # careless of white space
         (QWEN_CODER, CODER),
         (GLM_45, GLM),
         (GLM_45.replace("{{ '\\n' }}", ""), GLM),  # 4.7
@@ -449,7 +450,7 @@ def test_forms_are_known_by_what_templates_write(
     folder = with_template(tiny.run / "model", tmp_path / "model", source)
     with Template(folder, Tokenizer.load(folder), 0.2) as template:
         assert template.tools and template.calls is form
-        assert template.calls_in_text == (source in (V3, V31))
+        assert template.calls_in_text == (form in (FENCED, DEEPSEEK))
 
 
 def test_marks_of_what_a_model_wrote_mean_nothing(tiny: Tiny, tmp_path: Path) -> None:
