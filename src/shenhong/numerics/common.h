@@ -17,6 +17,9 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
+// For loops over a register tile: GCC keeps an array in registers only if these loops are gone early.
+#define UNROLL _Pragma("GCC unroll 32")
+
 #if defined(__AVX512F__)
 constexpr int W = 16;
 #elif defined(__AVX__)

@@ -45,7 +45,7 @@ template <class T> static inline void rms(const float* x, const float* weight, T
         const vf v = load_up_to(x + i, dim - i);
         squares += v * v;
     }
-    const float r = 1.f / std::sqrt(sum(squares) / dim + eps);
+    const float r = 1.f / std::sqrt(fold(squares, [](vf a, vf b) { return a + b; }) / dim + eps);
     for (int64_t i = 0; i < dim; i += W)
         store_up_to(y + i, load_up_to(x + i, dim - i) * r * load_up_to(weight + i, dim - i), dim - i);
 }

@@ -59,18 +59,31 @@ template <class T> static inline Part<T> part_of(int64_t n) {
     return pair<T> == 1 ? n : n >= 2 * W ? ~0u : (1u << n) - 1;
 }
 
-// W x W words turned about: lane j of x[i] becomes lane i of x[j].
-static inline void transpose(vi (&x)[W]) {
-    vi low;  // every second lane from each of two vectors, their first halves
-    for (int i = 0; i < W; i++) low[i] = i / 2 + i % 2 * W;
-    const vi high = low + W / 2;
-    for (int step = 1; step < W; step *= 2) {
-        vi y[W];
-        for (int i = 0; i < W / 2; i++) {
-            y[2 * i] = __builtin_shuffle(x[i], x[i + W / 2], low);
-            y[2 * i + 1] = __builtin_shuffle(x[i], x[i + W / 2], high);
+// Words 0 .. W - 1 of W rows, so many words apart, turned about: lane i of word j's vector is row i's.
+static inline void transpose(const int32_t* rows, int64_t apart, vi* words) {
+    vi low, high, low_two, high_two;  // halves of each four lanes of two vectors, one by one and two by two
+    for (int i = 0; i < W; i++) {
+        const int four = i / 4 * 4, j = i % 4;
+        low[i] = four + j / 2 + j % 2 * W, high[i] = low[i] + 2;
+        low_two[i] = four + j % 2 + j / 2 * W, high_two[i] = low_two[i] + 2;
+    }
+    UNROLL for (int k = 0; k < W; k += 4) {
+        vi x[4];  // four words of rows i, 4 + i, 8 + i ...
+        UNROLL for (int i = 0; i < 4; i++) {
+#if defined(__AVX512F__)
+            auto four = [&](int row) { return _mm_loadu_si128((const __m128i*)(rows + row * apart + k)); };
+            __m512i all = _mm512_castsi128_si512(four(i));
+            all = _mm512_mask_broadcast_i32x4(all, 0x00f0, four(4 + i));
+            all = _mm512_mask_broadcast_i32x4(all, 0x0f00, four(8 + i));
+            x[i] = (vi)_mm512_mask_broadcast_i32x4(all, 0xf000, four(12 + i));
+#else
+            for (int g = 0; g < W; g += 4) std::memcpy((int32_t*)&x[i] + g, rows + (g + i) * apart + k, 16);
+#endif
         }
-        for (int i = 0; i < W; i++) x[i] = y[i];
+        const vi a = __builtin_shuffle(x[0], x[1], low), b = __builtin_shuffle(x[2], x[3], low);
+        const vi c = __builtin_shuffle(x[0], x[1], high), d = __builtin_shuffle(x[2], x[3], high);
+        words[k] = __builtin_shuffle(a, b, low_two), words[k + 1] = __builtin_shuffle(a, b, high_two);
+        words[k + 2] = __builtin_shuffle(c, d, low_two), words[k + 3] = __builtin_shuffle(c, d, high_two);
     }
 }
 
@@ -102,7 +115,7 @@ template <class T> class Columns {
     const int64_t e, row, values, value_at, words;
     std::vector<T> nothing;          // a row behind the last key
     std::vector<const T*> keys;
-    std::vector<vi> turned;          // [words] of W keys
+    std::vector<vi> turned, copy;    // [words] of W keys, and W keys of so many words
     std::vector<float> scores;       // [columns, keys]
     std::vector<L> shares;           // likewise
 
@@ -110,24 +123,27 @@ template <class T> class Columns {
     Columns(const DecodeModel& m)
         : m(m), e(m.rank + m.rope), row(m.key_heads ? 2 * m.key_heads * m.value : e),
           values(m.key_heads ? m.value : m.rank), value_at(m.key_heads ? m.value : 0), words(depth<T>(e) / pair<T>),
-          nothing(row), turned(words) {}
+          nothing(row), turned((words + W - 1) / W * W), copy(turned.size()) {}
 
     // pool: rows begin with the group's key. queries(j): column j's [e]; out(j): where its values go; length[j]: keys
     // it sees. At most MOST columns.
-    static constexpr int MOST = 16;
+    static constexpr int MOST = 16, AHEAD = 64;
     template <class Q, class O>
     void run(const T* pool, const int32_t* table, int columns, const int32_t* length, Q queries, O out) {
         const int64_t longest = *std::max_element(length, length + columns), padded = (longest + W - 1) / W * W;
         keys.assign(padded, nothing.data());
         for (int64_t s = 0; s < longest; s += m.page)
-            for (int64_t i = 0; i < std::min(m.page, longest - s); i++)
+            for (int64_t i = 0; i < std::min(m.page, longest - s); i++) {
                 keys[s + i] = pool + (table[s / m.page] * m.page + i) * row;
+                if (s < AHEAD) prefetch(keys[s + i], e);
+            }
         if (int64_t(scores.size()) < columns * padded)
             scores.resize(columns * padded * 3 / 2), shares.resize(columns * padded * 3 / 2);
         const L* query[MOST];
         for (int j = 0; j < columns; j++) query[j] = queries(j);
         for (int64_t s = 0; s < padded; s += W) {
-            turn(&keys[s]);
+            turn(s);
+            for (int64_t i = s + AHEAD; i < std::min(s + AHEAD + W, padded); i++) prefetch(keys[i], e);
             for (int j = 0; j < columns; j += TILE)
                 exactly<TILE>(std::min(TILE, columns - j),
                               [&](auto count) { score<count>(query + j, &scores[j * padded + s], padded); });
@@ -148,39 +164,48 @@ template <class T> class Columns {
   private:
     // What M columns make of the turned keys. Like weigh a function of its own, so that its sums stay in registers.
     template <int M> __attribute__((noinline)) void score(const L* const* query, float* out, int64_t apart) const {
-        vf sums[M] = {};
-        for (int64_t d = 0; d < words; d++) {
+        vf sums[M][2];  // even and odd words, or few columns would wait for their own sums
+        UNROLL for (int x = 0; x < M; x++) sums[x][0] = sums[x][1] = vf{};
+        auto add = [&](int64_t d, int y) {
             const auto key = load_lanes((const L*)&turned[d]);
-            for (int x = 0; x < M; x++) sums[x] = add_product(sums[x], key, splat_lane(query[x] + d * pair<T>));
-        }
-        for (int x = 0; x < M; x++) store(out + x * apart, sums[x]);
+            UNROLL for (int x = 0; x < M; x++)
+                sums[x][y] = add_product(sums[x][y], key, splat_lane(query[x] + d * pair<T>));
+        };
+        for (int64_t d = 0; d + 1 < words; d += 2) add(d, 0), add(d + 1, 1);
+        if (words % 2) add(words - 1, 0);
+        UNROLL for (int x = 0; x < M; x++) store(out + x * apart, sums[x][0] + sums[x][1]);
     }
 
     // Of M columns the values' numbers i .. i + 2W - 1 by their shares.
     template <int M>
     __attribute__((noinline)) void weigh(int64_t seen, int64_t i, const L* share, int64_t apart, vf (*out)[2]) const {
         const Part<T> part = part_of<T>(values - i);
-        vf sums[M][2] = {};
+        vf sums[M][2];
+        UNROLL for (int x = 0; x < M; x++) sums[x][0] = sums[x][1] = vf{};
         for (int64_t s = 0; s < seen; s += pair<T>) {
             decltype(load_lanes(share)) value[2];
             load_columns(&keys[s], value_at + i, part, value);
-            for (int x = 0; x < M; x++) {
+            UNROLL for (int x = 0; x < M; x++) {
                 const auto one = splat_lane(share + x * apart + s);
-                for (int y = 0; y < 2; y++) sums[x][y] = add_product(sums[x][y], value[y], one);
+                UNROLL for (int y = 0; y < 2; y++) sums[x][y] = add_product(sums[x][y], value[y], one);
             }
         }
-        for (int x = 0; x < M; x++)
-            for (int y = 0; y < 2; y++) out[x][y] = sums[x][y];
+        UNROLL for (int x = 0; x < M; x++)
+            UNROLL for (int y = 0; y < 2; y++) out[x][y] = sums[x][y];
     }
 
-    __attribute__((noinline)) void turn(const T* const* rows) {
-        for (int64_t d = 0; d < words; d += W) {
-            const Part<T> part = part_of<T>(e - d * pair<T>);
-            vi block[W];
-            for (int i = 0; i < W; i++) block[i] = load_words(rows[i] + d * pair<T>, part);
-            transpose(block);
-            for (int i = 0; i < W && d + i < words; i++) turned[d + i] = block[i];
+    // Keys s .. s + W - 1. Where they do not lie in a page as whole vectors of words, a copy of them is turned.
+    void turn(int64_t s) {
+        const int32_t* from = (const int32_t*)keys[s];
+        int64_t apart = row / pair<T>;
+        if (s % m.page + W > m.page || sizeof(T) * pair<T> != 4 || e % (W * pair<T>) || row % pair<T>) {
+            apart = int64_t(turned.size());
+            for (int i = 0; i < W; i++)
+                for (int64_t d = 0; d < words; d += W)
+                    copy[(i * apart + d) / W] = load_words(keys[s + i] + d * pair<T>, part_of<T>(e - d * pair<T>));
+            from = (const int32_t*)copy.data();
         }
+        for (int64_t d = 0; d < words; d += W) transpose(from + d, apart, &turned[d]);
     }
 
     // The first `seen` scores as shares of one column, zeros behind them, and the sum to divide by.
@@ -189,12 +214,12 @@ template <class T> class Columns {
         for (int i = 0; i < W; i++) lane[i] = i;
         vf top = splat(-INFINITY), total{};
         for (int32_t s = 0; s < seen; s += W) top = max(top, lane + s < seen ? load(in + s) : splat(-INFINITY));
-        const float peak = max(top);
+        const float peak = fold(top, [](vf x, vf y) { return max(x, y); });
         for (int32_t s = 0; s < padded; s += W) {
             const vf share = lane + s < seen ? exp((load(in + s) - peak) * float(m.scale)) : vf{};
             total += share;
             store(out + s, share);
         }
-        return sum(total);
+        return fold(total, [](vf x, vf y) { return x + y; });
     }
 };

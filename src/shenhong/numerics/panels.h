@@ -6,6 +6,7 @@
 // bfloat16 too; everywhere else the left side is float.
 #pragma once
 #include <type_traits>
+#include <utility>
 
 #include "common.h"
 
@@ -40,6 +41,15 @@ template <class T> using Left = std::conditional_t<pair<T> == 2, bf16, float>;
 // Columns of a panel, and numbers of a left row, the odd one filled up with a zero.
 template <class T> static inline int64_t depth(int64_t K) { return (K + pair<T> - 1) / pair<T> * pair<T>; }
 
+// All lanes taken together, by halves.
+template <int HALF, int... I> static inline vi rotated(std::integer_sequence<int, I...>) { return vi{(I + HALF) % W...}; }
+template <int HALF = W / 2, class F> static inline float fold(vf x, F f) {
+    if constexpr (HALF == 0)
+        return x[0];
+    else
+        return fold<HALF / 2>(f(x, __builtin_shuffle(x, rotated<HALF>(std::make_integer_sequence<int, W>()))), f);
+}
+
 // Calls f with the number as a constant: 1 <= number <= MOST.
 template <int MOST, class F> static inline void exactly(int number, F f) {
     if (number == MOST)
@@ -55,19 +65,21 @@ template <class T> static inline void ahead(const T* w) {
 // M rows meet a packed panel. A function of its own, so that its sums stay in registers wherever it is called from.
 template <int M, class T>
 __attribute__((noinline)) static void panel_rows(int64_t K, const Left<T>* const* left, const T* w, vf (*out)[NV]) {
-    vf sums[M][NV] = {};
+    vf sums[M][NV];
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int i = 0; i < NV; i++) sums[m][i] = vf{};
     for (int64_t k = 0; k < depth<T>(K); k += pair<T>, w += NB * pair<T>) {
         if (M <= 3)  // few rows: memory is what one waits for
             for (int i = 0; i < pair<T>; i++) ahead(w + i * NB);
         decltype(load_lanes(w)) row[NV];
-        for (int i = 0; i < NV; i++) row[i] = load_lanes(w + i * W * pair<T>);
-        for (int m = 0; m < M; m++) {
+        UNROLL for (int i = 0; i < NV; i++) row[i] = load_lanes(w + i * W * pair<T>);
+        UNROLL for (int m = 0; m < M; m++) {
             const auto x = splat_lane(left[m] + k);
-            for (int i = 0; i < NV; i++) sums[m][i] = add_product(sums[m][i], row[i], x);
+            UNROLL for (int i = 0; i < NV; i++) sums[m][i] = add_product(sums[m][i], row[i], x);
         }
     }
-    for (int m = 0; m < M; m++)
-        for (int i = 0; i < NV; i++) out[m][i] = sums[m][i];
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int i = 0; i < NV; i++) out[m][i] = sums[m][i];
 }
 
 // Meets one packed panel [K, NB] with `rows` rows a(m) and hands each row's NB sums to done(m, sums).
