@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import re
 import shutil
 import socket
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from shenhong.engine import ahead
+from shenhong.engine import Constraint, ahead
 from tests.serve.running import Running
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -103,6 +104,21 @@ def slow(server: Running, patch: pytest.MonkeyPatch, seconds: float = 0.02) -> N
 
         patch.setattr(engine, "step", slow_step)
         patch.setattr(engine, "submit", long_submit)
+
+
+POEM = "秦时明月汉时关，万里长征人未还。但使龙城飞将在，不教胡马度阴山。"
+
+
+def only(server: Running, patch: pytest.MonkeyPatch, text: str = POEM) -> None:
+    """Every answer is this text and nothing else."""
+    said = Constraint("choice", json.dumps([text]))
+    for model in server.hub.models.values():
+        engine = model.writer.engine
+
+        def submit(request: Any, *rest: Any, submit: Any = engine.submit, **more: Any) -> Any:
+            return submit(dataclasses.replace(request, constraint=said), *rest, **more)
+
+        patch.setattr(engine, "submit", submit)
 
 
 @dataclass

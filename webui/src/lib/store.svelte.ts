@@ -16,6 +16,7 @@ export const store = $state({
   chat: null as Chat | null,
   missing: false, // the chat asked for is not there
   wanted: null as string | null, // the chat asked for
+  turns: 0, // how many were asked for on this page
   said: "", // the one polite announcement
   fault: "", // the last thing that went wrong, for the user to read
 });
@@ -276,6 +277,7 @@ export async function turn(parent: string | null, text: string | null, ask = tar
   if (reply.user) put(reply.user);
   for (const answer of reply.answers) put(answer);
   store.chat.leaf = reply.answers[0]?.id ?? reply.user?.id ?? store.chat.leaf;
+  store.turns += 1;
   return true;
 }
 
