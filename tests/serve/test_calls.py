@@ -69,7 +69,12 @@ def test_a_call_that_breaks_keeps_what_was_written() -> None:
 
 
 def test_values_outside_of_json_are_what_their_schemas_say() -> None:
-    kinds = {"s": {"type": "string"}, "e": {"enum": ["1", 2]}, "n": {"type": "integer"}}
+    kinds = {
+        "s": {"type": "string"},
+        "e": {"enum": ["1", 2]},
+        "n": {"type": "integer"},
+        "y": {"enum": 5},
+    }
     f = Function(name="f", parameters={"type": "object", "properties": kinds})
     values = {"s": "1\n", "e": "1", "n": "12", "x": '[1,\n "二"]', "y": "a </b>", "z": "NaN"}
     pairs = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())

@@ -194,7 +194,7 @@ class Offer:
 # ------------------------------------------------------------------------ reading
 
 COMING = -1  # what is wanted may still come
-WORD = re.compile(r"[\w-]*")
+WORD, WHITE = re.compile(r"[\w-]*"), re.compile(r"\s*")
 Wanted = tuple[str, list[str], list[str]]  # a name, its signs, and signs that must follow
 OUTSIDE_STRINGS = frozenset(" \t\r\n:,+-.0123456789Eaeflnrstu")  # in JSON, beside brackets
 
@@ -204,15 +204,14 @@ def signs(text: str) -> list[str]:
     return re.findall(r"[\w-]+|[^\w\s]", text)
 
 
-def behind(text: str, wanted: Sequence[str]) -> int | None:
-    """The place in text behind these signs; None: it says something else."""
-    at = 0
+def behind(text: str, wanted: Sequence[str], at: int = 0) -> int | None:
+    """The place in text behind these signs, which stand at `at`; None: it says something else."""
     for sign in wanted:
-        at += len(text[at:]) - len(text[at:].lstrip())
+        at = WHITE.match(text, at).end()  # type: ignore[union-attr]
         found = WORD.match(text, at) if sign == ID else None
         sign = found[0] if found else sign
         if not text.startswith(sign, at):
-            return COMING if sign.startswith(text[at:]) else None
+            return COMING if sign.startswith(text[at : at + len(sign)]) else None
         at += len(sign)
     return at
 
@@ -231,12 +230,18 @@ def pair_of(*around: str) -> re.Pattern[str]:
 def value_of(text: str, schema: Any) -> str:
     """A value as JSON. These forms write strings as they are and all else as JSON; the schema says which it is."""
     said = schema if isinstance(schema, dict) else {}
-    if said.get("type") != "string" and text not in (said.get("enum") or ()):
+    one_of = said.get("enum")
+    if said.get("type") != "string" and not (isinstance(one_of, list) and text in one_of):
         try:
-            return json.dumps(json.loads(text, parse_constant=str), ensure_ascii=False)
+            json.loads(text, parse_constant=no_number)
+            return text
         except (ValueError, RecursionError):
             pass
     return json.dumps(text, ensure_ascii=False)
+
+
+def no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
 
 
 class Calls:
@@ -245,6 +250,7 @@ class Calls:
     def __init__(self, offer: Offer) -> None:
         form = self.form = offer.form
         self._schemas = {function.name: function.parameters or {} for function in offer.functions}
+        self._lead = signs(form.mark + form.opened + form.head.split("%s")[0])
         self._first = self._heads(form.mark + form.opened)
         self._tails: list[Wanted] = [("", signs(tail), []) for tail in form.tails]
         self._next: list[Wanted] = [("", signs(form.closed), [])]
@@ -285,7 +291,8 @@ class Calls:
             self._say(sure if self._last or not mark else len(rest[:sure].rstrip()))
             return False
         before = len(rest[:at].rstrip())
-        name, end = self._which(rest[at:], self._first)
+        led = behind(rest, self._lead, at) is not None  # before each name is looked at
+        name, end = self._which(rest, self._first, at) if led else ("", None)
         if end == COMING and not self._last:
             self._say(before)
             return False
@@ -293,7 +300,7 @@ class Calls:
             self._say(at + len(mark) if mark else len(rest))
             return bool(mark)
         self._say(before)
-        return self._begin(name, at - before + end)
+        return self._begin(name, end - before)
 
     def _arguments(self) -> bool:
         for at, char in enumerate(self._rest):
@@ -357,13 +364,13 @@ class Calls:
 
     # What readers do.
 
-    def _which(self, text: str, wanted: Iterable[Wanted]) -> tuple[str, int | None]:
-        """Which of the signs the text begins with, and where they end."""
+    def _which(self, text: str, wanted: Iterable[Wanted], at: int = 0) -> tuple[str, int | None]:
+        """Which of the signs stand there, and where they end."""
         coming = False
         for name, those, following in wanted:
-            end = behind(text, those + following)
+            end = behind(text, those + following, at)
             if end is not None and end != COMING:
-                return name, behind(text, those)
+                return name, behind(text, those, at)
             coming = coming or end == COMING
         return "", COMING if coming else None
 
