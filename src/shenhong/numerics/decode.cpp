@@ -123,7 +123,7 @@ static void project(const float* x, const T* packed, float* y, int64_t N, int64_
             store_up_to(&left[i * depth<T>(K) + k], load_up_to(x + i * K + k, K - k), K - k);
     parallel_rows(panels(columns), threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t p = begin; p < end; p++)
-            meet(N, K, [&](int64_t i) { return &left[i * depth<T>(K)]; }, packed + p * depth<T>(K) * NB,
+            meet(N, K, [&](int64_t i) { return &left[i * depth<T>(K)]; }, packed + p * depth<T>(K) * NB, columns - p * NB,
                  [&](int64_t i, const vf* sums) { put<false>(y + i * columns + p * NB, sums, columns - p * NB); });
     });
 }

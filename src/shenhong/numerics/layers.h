@@ -123,7 +123,7 @@ template <class T> class Layers {
         const auto [begin, end] = share(panels(columns), thread);
         for (int64_t p = begin; p < end; p++)
             meet(rows, K, [&](int64_t i) { return x + i * depth<T>(K); }, (const T*)packed + p * depth<T>(K) * NB,
-                 [&](int64_t i, const vf* sums) { put<ADD>(out + i * out_stride + p * NB, sums, columns - p * NB); });
+                 columns - p * NB, [&](int64_t i, const vf* sums) { put<ADD>(out + i * out_stride + p * NB, sums, columns - p * NB); });
     }
 
     // x through the layers; all threads of the team come here together.
@@ -197,7 +197,7 @@ template <class T> class Layers {
         for (int64_t t = begin; t < end; t++) {
             const int64_t h = t / each, p = t % each;
             meet(N, K, [&](int64_t i) { return x + i * x_stride + h * x_head; }, (const T*)packed + t * depth<T>(K) * NB,
-                 [&](int64_t i, const vf* sums) {
+                 rows - p * NB, [&](int64_t i, const vf* sums) {
                      put<false>(out + i * out_stride + h * out_head + p * NB, sums, rows - p * NB);
                  });
         }
@@ -284,9 +284,9 @@ template <class T> class Layers {
         for (int64_t i = first; i < last; i++) rms(x + i * D, layer.mlp_norm, &exact[i * D], D, m.eps);
         for (int64_t p = 0; p < panels(E); p++)
             meet(last - first, D, [&](int64_t i) { return &exact[(first + i) * D]; }, layer.router + p * D * NB,
-                 [&](int64_t i, const vf* sums) {
+                 E - p * NB, [&](int64_t i, const vf* sums) {
                      vf s[NV];
-                     for (int x = 0; x < NV; x++) s[x] = m.softmax ? sums[x] : sigmoid(sums[x]);
+                     for (int64_t x = 0; x * W < E - p * NB && x < NV; x++) s[x] = m.softmax ? sums[x] : sigmoid(sums[x]);
                      put<false>(&scores[(first + i) * E + p * NB], s, E - p * NB);
                  });
         for (int64_t i = first; i < last && m.softmax; i++) {
@@ -322,7 +322,7 @@ template <class T> class Layers {
         const auto [begin, end] = share((width + NB / 2 - 1) / (NB / 2), thread);
         for (int64_t p = begin; p < end; p++)
             meet(rows, D, [&](int64_t i) { return &u[token(i) * depth<T>(D)]; }, (const T*)packed + p * depth<T>(D) * NB,
-                 [&](int64_t i, const vf* sums) {
+                 NB, [&](int64_t i, const vf* sums) {
                      const float factor = gate(i);
                      for (int x = 0; x < half; x++) {
                          const int64_t at = p * (NB / 2) + x * W;
@@ -344,7 +344,7 @@ template <class T> class Layers {
         for (int64_t k = 0; k < m.experts; k++)
             for (int64_t p = begin; p < end; p++)
                 meet(begin_of[k + 1] - begin_of[k], m.inner, [&](int64_t i) { return &inner[(begin_of[k] + i) * width]; },
-                     (const T*)layer.expert_down + (k * panels(D) + p) * width * NB, [&](int64_t i, const vf* sums) {
+                     (const T*)layer.expert_down + (k * panels(D) + p) * width * NB, D - p * NB, [&](int64_t i, const vf* sums) {
                          put<true>(x + order[begin_of[k] + i] / m.chosen * D + p * NB, sums, D - p * NB);
                      });
     }

@@ -62,35 +62,38 @@ template <class T> static inline void ahead(const T* w) {
     for (int i = 0; i < NB; i += 64 / int(sizeof(T))) __builtin_prefetch(w + 24 * NB + i);
 }
 
-// M rows meet a packed panel. A function of its own, so that its sums stay in registers wherever it is called from.
-template <int M, class T>
+// M rows meet the first V vectors of a packed panel. A function of its own, so that its sums stay in registers
+// wherever it is called from.
+template <int M, int V, class T>
 __attribute__((noinline)) static void panel_rows(int64_t K, const Left<T>* const* left, const T* w, vf (*out)[NV]) {
-    vf sums[M][NV];
+    vf sums[M][V];
     UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int i = 0; i < NV; i++) sums[m][i] = vf{};
+        UNROLL for (int i = 0; i < V; i++) sums[m][i] = vf{};
     for (int64_t k = 0; k < depth<T>(K); k += pair<T>, w += NB * pair<T>) {
         if (M <= 3)  // few rows: memory is what one waits for
             for (int i = 0; i < pair<T>; i++) ahead(w + i * NB);
-        decltype(load_lanes(w)) row[NV];
-        UNROLL for (int i = 0; i < NV; i++) row[i] = load_lanes(w + i * W * pair<T>);
+        decltype(load_lanes(w)) row[V];
+        UNROLL for (int i = 0; i < V; i++) row[i] = load_lanes(w + i * W * pair<T>);
         UNROLL for (int m = 0; m < M; m++) {
             const auto x = splat_lane(left[m] + k);
-            UNROLL for (int i = 0; i < NV; i++) sums[m][i] = add_product(sums[m][i], row[i], x);
+            UNROLL for (int i = 0; i < V; i++) sums[m][i] = add_product(sums[m][i], row[i], x);
         }
     }
     UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int i = 0; i < NV; i++) out[m][i] = sums[m][i];
+        UNROLL for (int i = 0; i < V; i++) out[m][i] = sums[m][i];
 }
 
-// Meets one packed panel [K, NB] with `rows` rows a(m) and hands each row's NB sums to done(m, sums).
+// Meets one packed panel [K, NB], of which so many columns are wanted, with `rows` rows a(m) and hands each row's sums
+// to done(m, sums).
 template <class T, class A, class Done>
-static inline void meet(int64_t rows, int64_t K, A a, const T* packed, Done done) {
+static inline void meet(int64_t rows, int64_t K, A a, const T* packed, int64_t columns, Done done) {
+    const int vectors = int(std::min<int64_t>(NV, (columns + W - 1) / W));
     for (int64_t m0 = 0; m0 < rows; m0 += MR) {
         const int M = int(std::min<int64_t>(MR, rows - m0));
         const Left<T>* left[MR];
         vf sums[MR][NV];
         for (int m = 0; m < M; m++) left[m] = a(m0 + m);
-        exactly<MR>(M, [&](auto count) { panel_rows<count>(K, left, packed, sums); });
+        exactly<MR>(M, [&](auto m) { exactly<NV>(vectors, [&](auto v) { panel_rows<m, v>(K, left, packed, sums); }); });
         for (int m = 0; m < M; m++) done(m0 + m, sums[m]);
     }
 }
