@@ -111,6 +111,22 @@ def begin_with(patch: pytest.MonkeyPatch, server: Running, text: str) -> None:
     patch.setattr(writer.engine, "_plain", lambda parts: False)  # every token is drawn there
 
 
+def slowly(patch: pytest.MonkeyPatch, server: Running, seconds: float = 0.01) -> list[float]:
+    """The model writes a token a step and waits so long before each; when each began."""
+    engine = server.hub.models[server.model].writer.engine
+    begun: list[float] = []
+    step = engine.step
+
+    def waiting() -> Any:
+        begun.append(time.monotonic())
+        time.sleep(seconds)
+        return step()
+
+    patch.setattr(engine, "step", waiting)
+    patch.setattr(engine, "_plain", lambda parts: False)
+    return begun
+
+
 def events(response: httpx.Response) -> list[dict[str, str]]:
     """The fields of each server-sent event of a stream that is over."""
     found = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +148,6 @@ def test_public_addresses_need_a_key_and_busy_ports_are_told(tmp_path: Path) -> 
         listen(Settings(port=taken.getsockname()[1]))
     with pytest.raises(ServeError, match="--host"):
         listen(Settings(host="no.such.host.invalid", keys=(KEY,)))
-    assert socket.gethostname()
     file = tmp_path / "keys"
     for text, says in (
         ("", "no key"),
@@ -164,3 +162,22 @@ def test_public_addresses_need_a_key_and_busy_ports_are_told(tmp_path: Path) -> 
     assert read_keys(file) == (KEY, OTHER)
     with pytest.raises(ServeError, match="cannot read"):
         read_keys(tmp_path / "none")
+
+
+def test_what_one_key_wrote_is_not_to_be_noticed_by_another(locked: Running) -> None:
+    """Whether a prompt is found in the cache tells that somebody sent it."""
+
+    def cached(key: str, prompt: str) -> int:
+        usage = (
+            locked.openai(key)
+            .completions.create(model=locked.model, prompt=prompt, max_tokens=1)
+            .usage
+        )
+        assert usage is not None and usage.prompt_tokens_details is not None
+        return usage.prompt_tokens_details.cached_tokens or 0
+
+    secret = "春花秋月何时了往事知多少小楼昨夜又东风故国不堪回首月明中雕栏玉砌应犹在只是朱颜改"
+    assert cached(KEY, secret) == 0
+    assert cached(KEY, secret) >= 16
+    assert cached(OTHER, secret) == 0
+    assert cached(OTHER, secret) >= 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shenhong.serve.faults import Fault
-from shenhong.serve.limits import Meter, depth_of, depth_of_value
+from shenhong.serve.limits import Meter, depth_of, depth_of_value, multiples_fit
 from shenhong.serve.settings import Limits
 from tests.conftest import Tiny
-from tests.serve.running import FREE, Running, running
+from tests.serve.running import FREE, Running, running, slowly
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -109,18 +110,63 @@ def test_schemas_are_bounded(served: Running) -> None:
     deep: Any = {}
     for _ in range(40):
         deep = {"items": deep}
-    for schema, code in ((deep, "schema_depth"), ({"enum": ["x" * 70_000]}, "schema_size")):
-        reply = ask(schema)
-        assert (reply.status_code, reply.json()["error"]["code"]) == (400, code)
+    whole = {"type": "integer", "multipleOf": 9_999_991}
+    parts = [{"type": "integer", "multipleOf": step} for step in (9973, 9967)]
+    for schema, code in (
+        (deep, "schema_depth"),
+        ({"enum": ["x" * 70_000]}, "schema_size"),
+        (whole, "schema_multiple"),
+        ({"allOf": parts}, "schema_multiple"),
+    ):
+        begun = time.monotonic()
+        error = ask(schema).json()["error"]
+        assert (error["code"], error["param"]) == (code, "response_format")
+        assert time.monotonic() - begun < 2
 
 
-def test_rates_and_queue_answer_429_with_a_time(tiny: Tiny, tmp_path: Any) -> None:
+def test_multiples_that_people_write_fit() -> None:
+    for steps in ([0.01, 1000, 5], [1e-9], [1_000_000], [60, 24, 7, 365], [], [True, "x", -3, 0]):
+        assert multiples_fit([{"multipleOf": step} for step in steps]), steps
+    for steps in ([99_991], [1e300, 7], [0.0001, 30_011], [10**30]):
+        assert not multiples_fit([{"multipleOf": step} for step in steps]), steps
+
+
+def long(server: Running, **more: Any) -> dict[str, Any]:
+    """A stream that does not end soon by itself."""
+    ask = {"model": server.model, "prompt": "长城", "max_tokens": 110, "stream": True}
+    return ask | {"logit_bias": {"1": -100}} | more
+
+
+def test_what_is_refused_is_not_paid_for(tiny: Tiny, tmp_path: Any) -> None:
+    limits = replace(FREE, tokens_per_minute=100, max_queue=2)
+    with running(tiny.run, tmp_path, limits=limits, keys=("a" * 20,)) as server:
+        ask = {"model": server.model, "prompt": [5] * 60, "max_tokens": 1}
+        regex = {"structured_outputs": {"regex": "("}}
+        for _ in range(3):
+            reply = server.http.post("/v1/completions", json=ask | regex)
+            assert reply.status_code == 400 and reply.json()["error"]["code"] == "constraint"
+        assert "answers_total{" not in server.http.get("/metrics").text
+        assert server.http.post("/v1/completions", json=ask).status_code == 200
+        assert "answers_total{" in server.http.get("/metrics").text
+        assert server.http.post("/v1/completions", json=ask).status_code == 429
+
+
+def test_rates_and_queue_answer_429_with_a_time(
+    tiny: Tiny, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limits = replace(FREE, requests_per_minute=4, max_queue=2, max_n=8)
     with running(tiny.run, tmp_path, limits=limits, keys=("a" * 20,)) as server:
+        # More than the queue holds can never be answered, so asking again would not help.
         reply = server.chat(n=3)
-        assert reply.status_code == 429 and reply.json()["error"]["code"] == "queue_full"
-        assert int(reply.headers["retry-after"]) >= 1
-        assert [server.chat().status_code for _ in range(3)] == [200] * 3
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == "n"
+        slowly(monkeypatch, server)
+        with server.http.stream("POST", "/v1/completions", json=long(server, n=2)) as stream:
+            lines = stream.iter_lines()  # kept: the stream ends with it
+            assert "text_completion" in next(lines)
+            reply = server.chat()
+            assert reply.status_code == 429 and reply.json()["error"]["code"] == "queue_full"
+            assert int(reply.headers["retry-after"]) >= 1
+        assert server.idle() and server.chat().status_code == 200
         reply = server.chat()
         assert reply.status_code == 429 and 1 <= int(reply.headers["retry-after"]) <= 16
         assert server.http.get("/health").status_code == 200

@@ -293,6 +293,50 @@ def test_what_cannot_be_honoured_is_a_400_that_names_it(
     assert field in (error["param"] or "") and "\n" not in error["message"]
 
 
+LONG = "山" * 500
+REGEX = {"structured_outputs": {"regex": "("}}
+SCHEMA = {"type": "json_schema", "name": "x", "schema": {"type": "colour"}}
+SCHEMA_OF_CHAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "colour"}}}
+
+
+@pytest.mark.parametrize(
+    "path, more, param",
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": LONG}]}, "messages"),
+        ("completions", {"prompt": LONG}, "prompt"),
+        ("responses", {"input": LONG}, "input"),
+        ("chat/completions", {"max_tokens": 10**9}, "max_tokens"),
+        ("chat/completions", {"max_completion_tokens": 10**9}, "max_completion_tokens"),
+        ("responses", {"max_output_tokens": 10**9}, "max_output_tokens"),
+        ("completions", {"prompt": ["x"] * 20}, "prompt"),
+        ("completions", {"n": 20}, "n"),
+        ("chat/completions", REGEX, "structured_outputs"),
+        ("completions", REGEX, "structured_outputs"),
+        ("chat/completions", {"response_format": SCHEMA_OF_CHAT}, "response_format"),
+        ("responses", {"text": {"format": SCHEMA}}, "text"),
+    ],
+)
+def test_refusals_name_the_caller_s_own_field(
+    served: Running, path: str, more: dict[str, Any], param: str
+) -> None:
+    said = {"completions": {"prompt": "x"}, "responses": {"input": "x"}}
+    body = {"model": served.model} | said.get(path, {"messages": ASKED}) | more
+    reply = served.http.post(f"/v1/{path}", json=body)
+    assert reply.status_code == 400, reply.text
+    error = reply.json()["error"]
+    assert error["param"] == param and "\n" not in error["message"]
+    if more is REGEX:
+        assert "unclosed group" in error["message"]
+
+
+def test_a_response_says_what_was_asked_for(served: Running) -> None:
+    ask = {"model": served.model, "input": "x", "max_output_tokens": 1}
+    for more in ({"parallel_tool_calls": False, "tool_choice": "none"}, {}):
+        said = served.http.post("/v1/responses", json=ask | more).json()
+        wanted = {"parallel_tool_calls": True, "tool_choice": "auto"} | more
+        assert {name: said[name] for name in wanted} == wanted
+
+
 def test_a_prompt_over_the_context_is_a_400(served: Running, client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(

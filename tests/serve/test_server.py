@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from shenhong.cli import main
 from shenhong.serve.faults import Fault
 from shenhong.tokenizer import CHAT_TEMPLATE
 from tests.conftest import Tiny, shenhong
-from tests.serve.running import FREE, Running, running, with_template
+from tests.serve.running import FREE, Running, running, slowly, with_template
 
 LOAD = Path(__file__).parents[2] / "benchmarks" / "serve_load.py"
 
@@ -198,6 +199,44 @@ def test_an_engine_that_fails_tells_and_goes_on(
         assert reply.status_code == 500 and reply.json()["error"]["code"] == "engine_error"
         assert server.chat().status_code == 200 and server.idle()
         assert "engine_failures_total" in server.http.get("/metrics").text
+
+
+SLOW = {"structured_outputs": {"regex": "(a{1000}){1000}"}}  # about a second to compile
+
+
+def test_a_constraint_that_compiles_long_stops_nobody(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = slowly(monkeypatch, served)
+    with raw(served, max_tokens=110) as one:
+        assert one.recv(100)
+        with raw(served, max_tokens=1, stream=False, **SLOW) as other:
+            begun = time.monotonic()
+            assert other.recv(100)
+            assert time.monotonic() - begun > 0.2, "the constraint is no longer slow"
+    during = [at for at in steps if at > begun]
+    assert max(b - a for a, b in pairwise(during)) < 0.2
+    assert served.idle()
+
+
+def test_a_constraint_has_so_long_and_no_longer(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shenhong.serve.engine_thread.COMPILE_SECONDS", 0.1)
+    begun = time.monotonic()
+    reply = served.chat(**SLOW)
+    assert time.monotonic() - begun < 0.5
+    assert reply.status_code == 400 and reply.json()["error"]["param"] == "structured_outputs"
+    assert "within 0.1 s" in reply.json()["error"]["message"]
+    monkeypatch.undo()
+    assert served.chat(structured_outputs={"choice": ["春"]}).status_code == 200
+    with raw(served, stream=False, **SLOW):  # leaves while it compiles
+        while not served.hub.answering():
+            time.sleep(0.001)
+    begun = time.monotonic()
+    while served.hub.answering():
+        assert time.monotonic() - begun < 0.5
+        time.sleep(0.01)
 
 
 def test_a_looping_template_stops_only_its_caller(tiny: Tiny, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Who holds which page of the latent cache, and which pages hold a text that can be used again.
 
-A page that is full gets a name: the hash of its tokens and of the name of the page before it, so equal names mean
-equal text from the very beginning. A request whose prompt begins with known names takes those pages over instead of
-computing them. A named page that nobody holds stays until its room is needed, the longest unused first.
+A page that is full gets a name: the hash of its tokens and of the name of the page before it, or of whose text it is
+before the first, so equal names mean equal text of one owner from the very beginning. A request whose prompt begins
+with known names takes those pages over instead of computing them. A named page that nobody holds stays until its room
+is needed, the longest unused first.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from shenhong.numerics.fused_decode import Batch
-
-ROOT = b""  # what stands before the first page
 
 
 def chain(before: bytes, tokens: Sequence[int]) -> bytes:

@@ -24,6 +24,7 @@ from shenhong.engine.cache import Pages, lay_out
 from shenhong.engine.live import Live
 from shenhong.engine.request import (
     MOST_LOGPROBS,
+    Constraint,
     EngineStats,
     Event,
     Finish,
@@ -107,16 +108,21 @@ class Engine:
 
     # ---------------------------------------------------------------- requests
 
-    def submit(self, request: Request) -> int:
-        """Queues a request and returns its id. ``RequestError`` for the impossible."""
+    def submit(self, request: Request, matcher: Matcher | None = None) -> int:
+        """Queues a request and returns its id. ``RequestError`` for the impossible.
+
+        ``matcher``: what ``compiled`` made of the request's constraint, for this text alone.
+        """
         self._check(request)
-        matcher = self._matcher(request)
+        if matcher is None and request.constraint is not None:
+            matcher = self.compiled(request.constraint)
         self.submitted += 1
         text = Text(
             self.submitted,
             list(request.prompt),
             request.priority,
             shareable=self.settings.share_prefixes,
+            root=request.owner.encode(),
         )
         live = Live(request, text, self._stops(request), self._room(request))
         if self.bytes_of is not None:
@@ -441,13 +447,12 @@ class Engine:
         own = set() if self.config.eos_token_id is None else {self.config.eos_token_id}
         return own | self.tokenizer.ends if self.tokenizer else own
 
-    def _matcher(self, request: Request) -> Matcher | None:
-        if request.constraint is None:
-            return None
+    def compiled(self, constraint: Constraint) -> Matcher:
+        """Any thread may ask. ``RequestError`` for one that is impossible."""
         if self.grammars is None:
             assert self.tokenizer is not None and self.bytes_of is not None
             self.grammars = Grammars(self.tokenizer, self.bytes_of)
-        return self.grammars.matcher(request.constraint)
+        return self.grammars.matcher(constraint)
 
     def _room(self, request: Request) -> int:
         """How many tokens may follow: the last one written needs no place of its own."""

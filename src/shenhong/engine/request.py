@@ -90,6 +90,7 @@ class Request:
     logprobs: int | None = None  # k: of the chosen token and of the k likeliest
     constraint: Constraint | None = None
     priority: int = 0  # the higher the sooner
+    owner: str = ""  # a prefix in the cache is shared with requests of the same owner only
 
 
 class TokenLogprob(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from shenhong.engine.cache import ROOT, Pages, chain
+from shenhong.engine.cache import Pages, chain
 
 
 @dataclass(eq=False)
@@ -22,6 +22,7 @@ class Sequence:
     tokens: list[int]
     priority: int = 0
     shareable: bool = True
+    root: bytes = b""  # what stands before the first page's name: the owner
     computed: int = 0
     cached: int = 0  # of the prompt, found in the cache when it first ran
     table: list[int] = field(default_factory=list)
@@ -136,7 +137,7 @@ class Scheduler:
             self.pages.name(sequence.table[number], sequence.names[number])
 
     def _name(self, sequence: Sequence, number: int) -> None:
-        before = sequence.names[-1] if sequence.names else ROOT
+        before = sequence.names[-1] if sequence.names else sequence.root
         tokens = sequence.tokens[number * self.page : (number + 1) * self.page]
         sequence.names.append(chain(before, tokens))
 

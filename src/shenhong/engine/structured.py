@@ -19,7 +19,8 @@ from shenhong.engine.request import Constraint
 from shenhong.errors import RequestError
 from shenhong.tokenizer import Tokenizer
 
-# Enough for schemas people write; a pathological one ends with an error in about a tenth of a second.
+# Enough for schemas people write. They bound memory, and time in part only: what multipleOf and nested repetitions
+# cost is not among them, so a server compiles beside its engine, for so long and no longer.
 LIMITS = llguidance.LLParserLimits(
     initial_lexer_fuel=5_000_000, step_max_items=20_000, max_grammar_size=100_000
 )
@@ -47,12 +48,15 @@ class Grammars:
         self.vocabulary = len(bytes_of)
 
     def matcher(self, constraint: Constraint) -> Matcher:
-        """``RequestError`` for what is no schema, expression or list, or asks for more than can be kept."""
+        """At its beginning; any thread may ask. ``RequestError`` for what is no schema, expression or list, or asks for
+        more than can be kept."""
         try:
             grammar = _grammar(constraint)
         except (ValueError, RecursionError) as error:
             raise RequestError(f"{constraint.kind} constraint: {_line(error)}") from None
         found = llguidance.LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
+        if not found.is_error():
+            found.compute_bitmask()  # the slowest of all, and copies share what it finds
         complaints = [found.get_error()] if found.is_error() else found.get_grammar_warnings()
         if complaints:
             raise RequestError(f"{constraint.kind} constraint: {_line(complaints[0])}")
@@ -77,7 +81,10 @@ def _grammar(constraint: Constraint) -> str:
 
 
 def _line(error: object) -> str:
-    return next(iter(str(error).strip().splitlines()), "it cannot be read")[:200]
+    """Its first line; of a regular expression's error, which shows the place in between, the last as well."""
+    lines = str(error).strip().splitlines() or ["it cannot be read"]
+    reason = [line for line in lines[1:] if line.startswith("error: ")]
+    return " ".join([lines[0], *reason])[:200]
 
 
 class Matcher:
@@ -85,6 +92,10 @@ class Matcher:
 
     def __init__(self, matcher: llguidance.LLMatcher, vocabulary: int) -> None:
         self.matcher, self.vocabulary = matcher, vocabulary
+
+    def copy(self) -> Matcher:
+        """For another text of the same form."""
+        return Matcher(self.matcher.deep_copy(), self.vocabulary)
 
     def mask(self) -> Tensor:
         """[V] bool: the tokens that may come next."""

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from shenhong import __version__
 from shenhong.serve import guard, sse
 from shenhong.serve.faults import Fault, bad, stopping
-from shenhong.serve.generation import Ask, begin, check_prompt
+from shenhong.serve.generation import Ask, Fields, begin, check_prompt
 from shenhong.serve.hub import Hub, Served
 from shenhong.serve.jobs import Job, Jobs, conversation
 from shenhong.serve.openai_api import hub_of, owner_of
@@ -265,7 +265,8 @@ async def _begin(
     model, begun = hub.model(target.model), time.monotonic()
     prompt, thinking = await _prompt(hub, model, branch)
     how = target.settings
-    ask = Ask(prompt, how, max_tokens=how.max_tokens, thinking=thinking)
+    fields = Fields("text", several="targets")
+    ask = Ask(prompt, how, max_tokens=how.max_tokens, thinking=thinking, fields=fields)
     (stream,) = await begin(hub, model, owner, [ask])
     message = answer | {
         "model": model.id,
@@ -279,7 +280,7 @@ async def _begin(
 async def _prompt(hub: Hub, model: Served, branch: list[dict[str, Any]]) -> tuple[list[int], bool]:
     """A model of verse was trained on single prompts, so it is asked with the last one alone."""
     prompt, thinking = await model.template.prompt(branch[-1:] if model.verse else branch)
-    check_prompt(model, hub.limits, len(prompt))
+    check_prompt(model, hub.limits, len(prompt), "text")
     return prompt, thinking
 
 

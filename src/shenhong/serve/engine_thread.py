@@ -3,8 +3,8 @@
     event loop ── submit, cancel ──▶ deque ──▶ engine thread: submit, cancel, step
     Stream     ◀── one call_soon_threadsafe a step ────────────┘
 
-The engine is called from its thread alone. What a stream's reader has not yet taken waits in the stream, where it is
-bounded by the answer's own length.
+The engine is called from its thread alone, but for compiling a constraint, which may take long and stops nobody where
+it is. What a stream's reader has not yet taken waits in the stream, where it is bounded by the answer's own length.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from typing import cast
 
 from shenhong.engine import Engine
-from shenhong.engine.request import EngineStats, Event, Request
+from shenhong.engine.request import Constraint, EngineStats, Event, Request
+from shenhong.engine.structured import Matcher
 from shenhong.errors import RequestError
-from shenhong.serve.faults import Fault, stopping
+from shenhong.serve.faults import Fault, bad, stopping
 
 log = logging.getLogger("shenhong")
+
+COMPILE_SECONDS = 5.0  # longest time a constraint may take before its text begins
+COMPILING = 2  # at once
 
 
 class Stream:
@@ -32,7 +37,8 @@ class Stream:
     ) -> None:
         self.thread, self.request, self.on_end = thread, request, on_end
         self.id: int | None = None
-        self.ended = False
+        self.matcher: Matcher | None = None
+        self.accepted = self.ended = False
         self.written = 0  # tokens
         self._events: deque[Event | Exception] = deque()
         self._wake = asyncio.Event()
@@ -80,7 +86,8 @@ class Stream:
     def _end(self) -> None:
         self.ended = True
         self.thread.live.discard(self)
-        self.on_end(self)
+        if self.accepted:
+            self.on_end(self)
 
 
 class EngineThread:
@@ -91,6 +98,7 @@ class EngineThread:
         self.live: set[Stream] = set()  # on the event loop's side
         self.failures = 0  # steps that raised
         self._loop = asyncio.get_running_loop()
+        self._compiling = asyncio.Semaphore(COMPILING)
         self._commands: deque[Callable[[], None]] = deque()
         self._bell = threading.Condition()
         self._streams: dict[int, Stream] = {}  # on the thread's side
@@ -104,7 +112,7 @@ class EngineThread:
     async def submit(
         self, requests: list[Request], on_end: Callable[[Stream], None]
     ) -> list[Stream]:
-        """Queue them all or none; `on_end` hears when each is over. Errors: RequestError (impossible), Fault 429 (queue full) or 503 (stopped)."""
+        """Queue them all or none; `on_end` hears when each that was queued is over. Errors: RequestError (impossible), Fault 400 (a constraint), 429 (queue full) or 503 (stopped)."""
         if self._stopped:
             raise stopping()
         if len(self.live) + len(requests) > self.max_queue:
@@ -116,15 +124,57 @@ class EngineThread:
             )
         streams = [Stream(self, request, on_end) for request in requests]
         self.live.update(streams)
-        done: asyncio.Future[None] = self._loop.create_future()
-        self.post(lambda: self._submit(streams, done))
         try:
+            await self._prepare(streams)
+            if any(stream.ended for stream in streams):  # by a stop meanwhile
+                raise stopping()
+            done: asyncio.Future[None] = self._loop.create_future()
+            self.post(lambda: self._submit(streams, done))
             await done
         except BaseException:
             for stream in streams:
                 stream.close()
             raise
         return streams
+
+    async def _prepare(self, streams: list[Stream]) -> None:
+        """Each stream's own matcher; texts of one form have it compiled once."""
+        made: dict[Constraint, Matcher] = {}
+        for stream in streams:
+            if (constraint := stream.request.constraint) is not None:
+                if constraint not in made:
+                    made[constraint] = await self._compiled(constraint)
+                stream.matcher = made[constraint].copy()
+
+    async def _compiled(self, constraint: Constraint) -> Matcher:
+        """In a thread nobody waits for at the end, not even the process. Fault: 400."""
+        found: asyncio.Future[Matcher] = self._loop.create_future()
+
+        def tell(matcher: Matcher | None, error: Exception | None) -> None:
+            self._compiling.release()
+            if not found.done():
+                found.set_exception(error) if error else found.set_result(cast(Matcher, matcher))
+
+        def compile() -> None:
+            matcher, error = None, None
+            try:
+                matcher = self.engine.compiled(constraint)
+            except Exception as raised:
+                error = raised
+            self._call(lambda: tell(matcher, error))
+
+        try:
+            async with asyncio.timeout(COMPILE_SECONDS):
+                await self._compiling.acquire()  # until its thread ends, however late that is
+                threading.Thread(target=compile, name="compile", daemon=True).start()
+                return await found
+        except RequestError as error:
+            raise bad(str(error), code="constraint") from None
+        except TimeoutError:
+            raise bad(
+                f"{constraint.kind} constraint: it is not ready within {COMPILE_SECONDS:g} s; make it simpler, or ask again",
+                code="constraint",
+            ) from None
 
     def post(self, command: Callable[[], None]) -> None:
         with self._bell:
@@ -150,7 +200,7 @@ class EngineThread:
         error: Exception | None = None
         try:
             for stream in streams:
-                stream.id = self.engine.submit(stream.request)
+                stream.id = self.engine.submit(stream.request, stream.matcher)
                 self._streams[stream.id] = stream
         except Exception as raised:
             if not isinstance(raised, RequestError):
@@ -160,6 +210,8 @@ class EngineThread:
                 self.cancel(stream)
 
         def answer() -> None:
+            for stream in streams:
+                stream.accepted = error is None
             if not done.done():
                 done.set_result(None) if error is None else done.set_exception(error)
 

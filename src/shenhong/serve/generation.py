@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 from shenhong.engine import Sampling, request_seed
 from shenhong.engine.request import Constraint, Request, TokenLogprob, Usage
+from shenhong.errors import RequestError
 from shenhong.serve.calls import Call, Calls, Form, Offer, joined, may_begin
 from shenhong.serve.engine_thread import Stream
 from shenhong.serve.faults import Fault, bad, stopping
 from shenhong.serve.hub import Hub, Served
-from shenhong.serve.limits import depth_of_value
+from shenhong.serve.limits import MOST_MULTIPLE, depth_of_value, multiples_fit
 from shenhong.serve.schemas import (
     ChatMessage,
     ChatRequest,
@@ -30,6 +31,15 @@ from shenhong.serve.tools import constraint, offered
 
 NOTHING = Usage(0, 0, 0)
 OPENED, CLOSED = "<think>", "</think>"
+
+
+class Fields(NamedTuple):
+    """What the caller's request calls these, for errors that name them."""
+
+    prompt: str = "messages"
+    tokens: str = "max_tokens"
+    form: str = "response_format"
+    several: str = "n"
 
 
 @dataclass(frozen=True)
@@ -48,47 +58,57 @@ class Ask:
     thinking: bool | None = None
     offer: Offer | None = None
     first: int = 0  # number of the first answer, where one call has several prompts
+    fields: Fields = field(default_factory=Fields)
 
 
 async def begin(hub: Hub, model: Served, owner: str, asks: Sequence[Ask]) -> list[Stream]:
     """Queue everything a call asks for. Errors: Fault, RequestError."""
     if hub.draining:
         raise stopping()
-    limits = hub.limits
-    if sum(ask.n for ask in asks) > limits.max_n:
-        raise bad(f"more than {limits.max_n} answers are asked for", "n", "too_many")
+    limits, fields = hub.limits, asks[0].fields
+    most = min(limits.max_n, limits.max_queue)
+    if sum(ask.n for ask in asks) > most:
+        raise bad(f"more than {most} answers are asked for", fields.several, "too_many")
     seed = asks[0].how.seed
     base = secrets.randbits(48) if seed is None else seed
     requests: list[Request] = []
     for ask in asks:
-        requests += _requests(model, limits, ask, base)
-    hub.meter.prompt(owner, sum(len(ask.prompt) for ask in asks))
+        requests += _requests(model, limits, owner, ask, base)
+    read = sum(len(ask.prompt) for ask in asks)
+    hub.meter.prompt(owner, read)
 
     def pay(stream: Stream) -> None:
         hub.meter.written(owner, stream.written)
         hub.counts["answers", model.id] += 1
 
-    return await model.thread.submit(requests, pay)
+    try:
+        return await model.thread.submit(requests, pay)
+    except (Fault, RequestError) as error:
+        hub.meter.written(owner, -read)  # nothing was read, so nothing is paid
+        if isinstance(error, Fault) and error.code == "constraint":
+            error.param = fields.form
+        raise
 
 
-def check_prompt(model: Served, limits: Limits, tokens: int) -> None:
-    """Fault: 400 for a prompt that leaves no room for an answer."""
+def check_prompt(model: Served, limits: Limits, tokens: int, param: str) -> None:
+    """Fault: 400 for a prompt that says nothing, or leaves no room for an answer."""
     most = min(model.context, limits.max_prompt_tokens)
+    if not tokens:
+        raise bad("the prompt is empty", param, "empty_prompt")
     if tokens > most:
         raise bad(
             f"the prompt has {tokens} tokens; {model.id} reads at most {most}",
-            "messages",
+            param,
             "context_length_exceeded",
         )
 
 
-def _requests(model: Served, limits: Limits, ask: Ask, seed: int) -> list[Request]:
-    check_prompt(model, limits, len(ask.prompt))
+def _requests(model: Served, limits: Limits, owner: str, ask: Ask, seed: int) -> list[Request]:
+    check_prompt(model, limits, len(ask.prompt), ask.fields.prompt)
     if ask.max_tokens is not None and ask.max_tokens > limits.max_output_tokens:
+        name, most = ask.fields.tokens, limits.max_output_tokens
         raise bad(
-            f"max_tokens is {ask.max_tokens}; at most {limits.max_output_tokens} are written",
-            "max_tokens",
-            "too_many_tokens",
+            f"{name} is {ask.max_tokens}; at most {most} are written", name, "too_many_tokens"
         )
     how = ask.how
     named = {
@@ -112,6 +132,7 @@ def _requests(model: Served, limits: Limits, ask: Ask, seed: int) -> list[Reques
             stop=stop,
             logprobs=ask.logprobs,
             constraint=ask.constraint,
+            owner=owner,
         )
         for number in range(ask.n)
     ]
@@ -143,13 +164,20 @@ def constraint_of(
         return Constraint("json", '{"type": "object"}')
     named = form.json_schema if isinstance(form, ResponseFormat) else form
     assert named is not None
-    return _schema(limits, named.schema_ or {"type": "object"}, "response_format")
+    param = "response_format" if isinstance(form, ResponseFormat) else "text"
+    return _schema(limits, named.schema_ or {"type": "object"}, param)
 
 
 def _schema(limits: Limits, schema: dict[str, Any], param: str) -> Constraint:
     if depth_of_value(schema) > limits.max_schema_depth:
         raise bad(
             f"the schema nests deeper than {limits.max_schema_depth} levels", param, "schema_depth"
+        )
+    if not multiples_fit(schema):
+        raise bad(
+            f"the least common multiple of the schema's multipleOf is over {MOST_MULTIPLE}",
+            param,
+            "schema_multiple",
         )
     return _sized(limits, Constraint("json", json.dumps(schema, ensure_ascii=False)), param)
 
@@ -340,8 +368,7 @@ async def pieces(model: Served, stream: Stream, ask: Ask) -> AsyncGenerator[Piec
         text = "".join(event.text for event in events)
         finish: str | None = events[-1].finish if events else None
         if finish == "error" and stream.request.constraint is not None:  # too hard to follow
-            param = "tools" if stream.request.constraint.kind == "grammar" else "response_format"
-            raise bad(events[-1].error or "the constraint failed", param, "constraint")
+            raise bad(events[-1].error or "the constraint failed", ask.fields.form, "constraint")
         if finish == "error":
             raise Fault(500, events[-1].error or "the engine failed", code="engine_error")
         said = cut.feed(text, last=finish is not None)

@@ -19,6 +19,7 @@ from shenhong.serve.generation import (
     NOTHING,
     Answer,
     Ask,
+    Fields,
     Piece,
     begin,
     calls_constraint,
@@ -89,8 +90,12 @@ async def chat(request: Request, body: ChatRequest) -> Response:
         constraint=form or calls_constraint(limits, offer, body, thinking),
         thinking=thinking,
         offer=offer,
+        fields=Fields(
+            tokens="max_completion_tokens" if body.max_completion_tokens else "max_tokens",
+            form="tools" if offer else _form(body),
+        ),
     )
-    streams = await begin(hub, model, owner, [ask])
+    streams = await sse.unless_gone(request, begin(hub, model, owner, [ask]))
     head = {"id": f"chatcmpl-{new_id()}", "created": int(time.time()), "model": model.id}
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -108,6 +113,10 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     thought = sum(answer.thought for answer in answers)
     usage_of = usage_json([answer.usage for answer in answers], thought=thought)
     return JSONResponse(head | {"object": "chat.completion", "choices": choices, "usage": usage_of})
+
+
+def _form(body: ChatRequest | CompletionRequest) -> str:
+    return "structured_outputs" if body.structured_outputs else "response_format"
 
 
 def _chat_message(model: Served, answer: Answer) -> dict[str, Any]:
@@ -250,10 +259,11 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
             logprobs=body.logprobs,
             constraint=constraint_of(hub.limits, body.response_format, body.structured_outputs),
             first=number * n,
+            fields=Fields("prompt", form=_form(body), several="n" if n > 1 else "prompt"),
         )
         for number, prompt in enumerate(await _prompts(model, body))
     ]
-    streams = await begin(hub, model, owner, asks)
+    streams = await sse.unless_gone(request, begin(hub, model, owner, asks))
     head = {
         "id": f"cmpl-{new_id()}",
         "object": "text_completion",

@@ -16,6 +16,7 @@ from shenhong.serve.faults import Fault, bad
 from shenhong.serve.generation import (
     Answer,
     Ask,
+    Fields,
     Piece,
     begin,
     constraint_of,
@@ -45,8 +46,9 @@ async def responses(request: Request, body: ResponsesRequest) -> Response:
         max_tokens=body.max_output_tokens,
         constraint=constraint_of(hub.limits, form, None),
         thinking=thinking,
+        fields=Fields("input", "max_output_tokens", "text"),
     )
-    streams = await begin(hub, model, owner, [ask])
+    streams = await sse.unless_gone(request, begin(hub, model, owner, [ask]))
     made = _Response(model, body)
     if body.stream:
         return sse.EventStream(_told(_events(model, streams, ask, made)))
@@ -137,13 +139,13 @@ class _Response:
             "metadata": body.metadata or {},
             "model": self.model.id,
             "output": [item.now() for item in self.items] if over else [],
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "store": False,
             "temperature": body.temperature,
             "top_p": body.top_p,
             "text": {"format": text.model_dump(by_alias=True) if text else {"type": "text"}},
-            "tool_choice": "auto",
+            "tool_choice": body.tool_choice or "auto",
             "tools": [],
             "truncation": "disabled",
             "usage": self._usage() if over else None,
