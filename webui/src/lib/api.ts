@@ -6,6 +6,7 @@ export class ApiError extends Error {
   constructor(
     readonly status: number,
     message: string,
+    readonly code: string | null = null,
   ) {
     super(message);
   }
@@ -25,18 +26,24 @@ async function request<T>(method: string, path: string, body?: unknown): Promise
   }
   if (!response.ok) {
     const reply = await response.json().catch(() => null);
-    throw new ApiError(response.status, reply?.error?.message ?? `${response.status} ${response.statusText}`);
+    const { message, code } = reply?.error ?? {};
+    throw new ApiError(response.status, message ?? `${response.status} ${response.statusText}`, code);
   }
   return (response.status === 204 ? undefined : await response.json()) as T;
 }
 
 const at = encodeURIComponent;
 
+export const PAGE = 100; // chats told at once
+
 export const api = {
   bootstrap: () => request<Bootstrap>("GET", "bootstrap"),
   login: (key: string) => request<void>("POST", "login", { key }),
-  chats: (search = "", limit = 200) =>
-    request<{ chats: ChatLine[] }>("GET", `chats?limit=${limit}${search ? `&search=${at(search)}` : ""}`),
+  chats: (search = "", before?: number) =>
+    request<{ chats: ChatLine[] }>(
+      "GET",
+      `chats?limit=${PAGE}${search ? `&search=${at(search)}` : ""}${before ? `&before=${before}` : ""}`,
+    ),
   newChat: () => request<Chat>("POST", "chats", {}),
   chat: (id: string) => request<Chat>("GET", `chats/${at(id)}`),
   change: (id: string, what: { title?: string; leaf?: string }) =>

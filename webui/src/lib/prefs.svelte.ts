@@ -17,9 +17,31 @@ const first = {
   form: "七绝",
 };
 
+type Check = (value: unknown) => boolean;
+const oneOf = (...values: unknown[]): Check => (value) => values.includes(value);
+const kind = (name: string): Check => (value) => typeof value === name;
+const pair = (each: Check): Check => (value) => Array.isArray(value) && value.length === 2 && value.every(each);
+const setting = ([name, value]: [string, unknown]) =>
+  name === "stop" ? Array.isArray(value) && value.every(kind("string")) : typeof value === "number";
+const settings: Check = (value) =>
+  typeof value === "object" && value !== null && !Array.isArray(value) && Object.entries(value).every(setting);
+
+const sound: Record<keyof typeof first, Check> = {
+  theme: oneOf("auto", "light", "dark"),
+  language: oneOf("en", "zh"),
+  marks: kind("boolean"),
+  vertical: kind("boolean"),
+  models: pair(kind("string")),
+  settings: pair(settings),
+  compare: kind("boolean"),
+  form: oneOf("", "五绝", "七绝", "五律", "七律"),
+};
+
+/** What was kept, where it is what this page would keep: another version or a hand may have written it. */
 function stored(): Partial<typeof first> {
   try {
-    return JSON.parse(localStorage.getItem(KEY) ?? "{}");
+    const found = Object.entries(JSON.parse(localStorage.getItem(KEY) ?? "{}") ?? {});
+    return Object.fromEntries(found.filter(([name, value]) => Object.hasOwn(sound, name) && sound[name as keyof typeof first](value)));
   } catch {
     return {}; // damaged or forbidden: begin anew
   }

@@ -1,6 +1,7 @@
 // The state of the page. The server is the source of truth: this is its picture, kept fresh by two
 // kinds of streams, /api/events for what changes anywhere and one stream a running answer.
-import { api, ApiError } from "./api";
+import { api, ApiError, PAGE } from "./api";
+import { told } from "./faults";
 import { prefs } from "./prefs.svelte";
 import { follow } from "./sse";
 import { branch, leafOf } from "./tree";
@@ -13,6 +14,8 @@ export const store = $state({
   chats: [] as ChatLine[],
   search: "",
   found: null as ChatLine[] | null, // the answer to `search`
+  more: false, // whether there are chats older than these
+  moreFound: false,
   chat: null as Chat | null,
   missing: false, // the chat asked for is not there
   wanted: null as string | null, // the chat asked for
@@ -53,7 +56,7 @@ async function attempt<T>(work: () => Promise<T>, user = true): Promise<T | unde
     if (!(error instanceof ApiError)) throw error;
     if (error.status === 0) lost();
     else if (error.status === 401) store.link = "locked";
-    else fail(error.message, user);
+    else fail(told(error), user);
   }
 }
 
@@ -92,7 +95,7 @@ export async function login(key: string): Promise<string> {
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     if (error.status === 0) return t("noServer");
-    return error.status === 401 ? t("wrongKey") : error.message;
+    return error.status === 401 ? t("wrongKey") : error.status === 429 ? t("tooManyTries") : told(error);
   }
   store.link = "connecting";
   await connect();
@@ -106,9 +109,28 @@ async function caughtUp(): Promise<void> {
   if (store.wanted && store.wanted !== "runs") await open(store.wanted, true);
 }
 
-async function refreshList(): Promise<void> {
+/** Read the newest chats again. The older ones that were read stay, if `touched`, the chats that changed, are none
+ * of them; else they are read again when they come into sight. */
+async function refreshList(touched?: Set<string>): Promise<void> {
   const reply = await attempt(() => api.chats(), false);
-  if (reply) store.chats = reply.chats;
+  if (!reply) return;
+  const newest = new Set(reply.chats.map(({ id }) => id));
+  const end = reply.chats.at(-1)?.updated ?? 0;
+  const older = store.chats.filter(({ id, updated }) => updated < end && !newest.has(id));
+  const keep = touched && older.length > 0 && !older.some(({ id }) => touched.has(id));
+  store.chats = keep ? [...reply.chats, ...older] : reply.chats;
+  if (!keep) store.more = reply.chats.length === PAGE;
+}
+
+/** Read on in the list of chats, or in what was found. */
+export async function older(): Promise<void> {
+  const { search: text, found } = store;
+  const lines = found ?? store.chats;
+  const reply = await attempt(() => api.chats(found ? text.trim() : "", lines.at(-1)?.updated), false);
+  if (!reply || lines !== (found ? store.found : store.chats)) return; // what it continues is no longer there
+  const more = reply.chats.length === PAGE;
+  if (found) [store.found, store.moreFound] = [[...found, ...reply.chats], more];
+  else [store.chats, store.more] = [[...lines, ...reply.chats], more];
 }
 
 export async function search(text: string): Promise<void> {
@@ -118,10 +140,13 @@ export async function search(text: string): Promise<void> {
     return;
   }
   const reply = await attempt(() => api.chats(text.trim()));
-  if (reply && store.search === text) store.found = reply.chats; // an older question may answer later
+  if (!reply || store.search !== text) return; // an older question may answer later
+  store.found = reply.chats;
+  store.moreFound = reply.chats.length === PAGE;
 }
 
 let soon: ReturnType<typeof setTimeout> | undefined;
+const touched = new Set<string>();
 
 function changed({ data }: { data: string }): void {
   const { kind, chat: id, message } = JSON.parse(data) as Change;
@@ -136,8 +161,10 @@ function changed({ data }: { data: string }): void {
     if (here) put(message);
   } else {
     clearTimeout(soon); // changes come in bursts; the list is read once after them
+    touched.add(id);
     soon = setTimeout(() => {
-      void refreshList();
+      void refreshList(new Set(touched));
+      touched.clear();
       if (store.chat?.id === id) void open(id, true); // another tab may have renamed it or changed its branch
     }, 120);
   }
@@ -263,15 +290,20 @@ export function targets(): Target[] {
 
 /** Send a text below `parent`, or (text null) answer the user message `parent` again. */
 export async function turn(parent: string | null, text: string | null, ask = targets()): Promise<boolean> {
+  const begun = !store.chat;
   const chat = store.chat ?? (await attempt(api.newChat));
   if (!chat) return false;
-  if (!store.chat) {
+  const reply = await attempt(() => api.turn(chat.id, parent, text, ask));
+  if (!reply && begun && store.link === "online") {
+    await attempt(() => api.remove(chat.id), false); // what is refused leaves no empty chat behind
+    return false;
+  }
+  if (begun && !store.wanted) {
     store.chat = { ...chat, messages: chat.messages ?? [] };
     store.wanted = chat.id;
     list(chat);
     history.pushState(null, "", `#/c/${chat.id}`);
   }
-  const reply = await attempt(() => api.turn(chat.id, parent, text, ask));
   if (!reply) return false;
   if (store.chat?.id !== chat.id) return true;
   if (reply.user) put(reply.user);
@@ -314,15 +346,21 @@ export async function remove(id: string): Promise<void> {
 }
 
 export async function importChat(file: File): Promise<void> {
-  let parsed: unknown;
+  let parsed: { messages?: unknown } | null;
   try {
     parsed = JSON.parse(await file.text());
   } catch {
-    fail(`${file.name}: not JSON`, true);
+    parsed = null;
+  }
+  if (!Array.isArray(parsed?.messages)) {
+    fail(`${file.name}: ${t("notAChat")}`, true);
     return;
   }
   const chat = await attempt(() => api.importChat(parsed));
-  if (!chat) return;
+  if (!chat) {
+    if (store.fault) fail(`${file.name}: ${store.fault}`, true);
+    return;
+  }
   list(chat);
   location.hash = `#/c/${chat.id}`;
 }

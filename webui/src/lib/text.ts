@@ -2,8 +2,8 @@ import type { Part } from "./types";
 
 /** What a part says, as plain text: thinking and faults are not part of what was said. */
 export function textOfPart(part: Part): string {
-  if (part.type === "text") return part.text;
-  if (part.type !== "verse") return "";
-  const lines = part.lines.map(({ text, stop }, number) => text + (stop ?? "，。"[number % 2]));
-  return part.text ?? lines.join("\n");
+  if (part.type !== "text" && part.type !== "verse") return "";
+  if (typeof part.text === "string" || part.type === "text") return String(part.text ?? "");
+  const lines = Array.isArray(part.lines) ? part.lines : []; // a chat may come from any file
+  return lines.map((line, number) => `${line?.text ?? ""}${line?.stop ?? "，。"[number % 2]}`).join("\n");
 }

@@ -1,7 +1,7 @@
 // The shell opens without the server: its files are kept, its data never are. Each build has its
 // own store, so that pages never mix two builds; the API is not touched.
-const VERSION = "fa2c321e93cf";
-const FILES = ["/","/assets/RunsView-B8x0dI51.css","/assets/RunsView-C6AUbyrA.js","/assets/formula-cLhLBSjT.js","/assets/highlight-CKa98cGG.js","/assets/index-C-fA-VpI.js","/assets/index-HqPWMzvK.css","/icon-180.png","/icon-192.png","/icon-512.png","/icon.svg","/manifest.webmanifest"];
+const VERSION = "c9ed28bf6a10";
+const FILES = ["/","/assets/RunsView-B-6Zvj6S.css","/assets/RunsView-sQkvOKUH.js","/assets/formula-BLt8Q8Lp.js","/assets/highlight-CKa98cGG.js","/assets/index-BqkCMQzz.css","/assets/index-CXMdguxc.js","/icon-180.png","/icon-192.png","/icon-512.png","/icon.svg","/manifest.webmanifest"];
 const STORE = `shell-${VERSION}`;
 
 self.addEventListener("install", (event) => {
