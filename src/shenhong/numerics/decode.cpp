@@ -4,29 +4,31 @@
 // A text does not depend on how many tokens a call writes, for each step computes what a call of its own would.
 //
 // Legend: N tokens, S sequences, D hidden, V vocabulary, B rows drawn from, K most tokens a call writes.
+#include <numeric>
+
 #include "layers.h"
 
 template <class T> class Generation {
-    const DecodeModel& m;
-    const DecodeBatch& b;
+    DecodeModel m;
+    DecodeBatch b;
     Layers<T> layers;
     Flat batch;
     std::vector<int64_t> tokens, drawn;
     std::vector<int32_t> drawing;    // [B] places in the batch of the sequences that write now
-    std::vector<float> x, logits;
-    std::vector<Left<T>> last;       // [B, D] their last states
+    Buffer<float> x, logits;
+    Buffer<Left<T>> last;            // [B, D] their last states
     std::vector<Draw> how;
 
   public:
-    Generation(const DecodeModel& m, const DecodeBatch& b) : m(m), b(b), layers(m, b) {
+    void begin(const DecodeModel& model, const DecodeBatch& given) {
+        m = model, b = given;
         batch.starts.assign(b.starts, b.starts + b.sequences + 1);
         batch.positions.assign(b.positions, b.positions + batch.size());
         batch.tokens = b.tokens;
-        for (int64_t s = 0; s < b.sequences; s++) {
-            batch.sequences.push_back(int32_t(s));
-            if (b.head) b.counts[s] = 0;
-        }
-        if (b.head) x.resize(batch.size() * m.hidden);
+        batch.sequences.resize(b.sequences);
+        std::iota(batch.sequences.begin(), batch.sequences.end(), 0);
+        if (b.head) x.grow(batch.size() * m.hidden), std::fill_n(b.counts, b.sequences, 0);
+        layers.begin(m, b);
         layers.x = b.head ? x.data() : b.x;
         prepare();
     }
@@ -52,7 +54,7 @@ template <class T> class Generation {
         for (size_t i = 0; b.head && i < batch.sequences.size(); i++)
             if (b.room[batch.sequences[i]]) drawing.push_back(int32_t(i));
         const size_t B = drawing.size();
-        how.resize(B), drawn.resize(B), last.resize(B * depth<T>(m.hidden)), logits.resize(B * b.vocab);
+        how.resize(B), drawn.resize(B), layers.left(last, B, m.hidden), logits.grow(B * b.vocab);
         for (size_t i = 0; i < B; i++) {
             const int32_t s = batch.sequences[drawing[i]];
             how[i] = b.draws[s * b.most + b.counts[s]];
@@ -107,11 +109,13 @@ template <class T> class Generation {
 EXPORT int shenhong_panel() { return NB; }
 EXPORT int shenhong_pair(int dtype) { return dtype == BF16 ? pair<bf16> : pair<float>; }
 
+template <class T> static void decode(const DecodeModel& model, const DecodeBatch& batch) {
+    static thread_local Generation<T> generation;
+    generation.begin(model, batch);
+    generation.run();
+}
 EXPORT void shenhong_decode(const DecodeModel* model, const DecodeBatch* batch) {
-    if (model->dtype == BF16)
-        Generation<bf16>(*model, *batch).run();
-    else
-        Generation<float>(*model, *batch).run();
+    model->dtype == BF16 ? decode<bf16>(*model, *batch) : decode<float>(*model, *batch);
 }
 
 // y [N, columns] = x [N, K] times a packed [columns, K]; x and y float. Rows of y do not depend on each other.

@@ -60,6 +60,24 @@ static inline void turn(const S* x, T* y, const float* c, const float* s, int64_
     }
 }
 
+// Memory that begins with a cache line and is kept from call to call, for fresh pages cost more than a small step.
+template <class T> class Buffer {
+    struct alignas(64) Line {
+        T numbers[64 / sizeof(T)];
+    };
+    std::vector<Line> lines;
+
+  public:
+    void grow(int64_t size) {
+        const size_t wanted = (size * sizeof(T) + 63) / 64;
+        if (lines.size() < wanted) lines.resize(wanted);
+    }
+    T* data() { return (T*)lines.data(); }
+    const T* data() const { return (const T*)lines.data(); }
+    T& operator[](int64_t i) { return data()[i]; }
+    const T& operator[](int64_t i) const { return data()[i]; }
+};
+
 // The tokens of a call, each sequence's consecutive.
 struct Flat {
     std::vector<int32_t> sequences;  // their numbers in the DecodeBatch
@@ -71,45 +89,56 @@ struct Flat {
 
 template <class T> class Layers {
     using L = Left<T>;
-    const DecodeModel& m;
-    const DecodeBatch& b;
-    const int64_t D, H, R, e, d, q_in, G, J, row, widest;
-    int64_t N = 0;
-    const Flat* flat = nullptr;
+    DecodeModel m;
+    DecodeBatch b;
+    int64_t D, H, R, e, d, q_in, G, J, row, widest, N;
+    const Flat* flat;
     // Left sides of products: rows of the layer's normed input, queries' latents, queries, absorbed queries,
     // attention's latents and values, the dense block's inside and the experts'.
-    std::vector<L> u, kept, queries, latent, mixed, heads, dense, inner;
-    std::vector<float> down, exact, scores, gates;
+    Buffer<L> u, kept, queries, latent, mixed, heads, dense, inner;
+    Buffer<float> down, exact, scores, gates;
     std::vector<int64_t> chosen;
     std::vector<int32_t> owner;      // of each token: its sequence's place in the batch
     std::vector<int64_t> tiles;      // first attention task of each sequence
     std::atomic<int64_t> next_task{0};
 
   public:
-    float* x = nullptr;              // [N, D] residual stream
-    int threads = 1;
+    float* x;                        // [N, D] residual stream
+    int threads;
     Barrier barrier;
 
-    Layers(const DecodeModel& m, const DecodeBatch& b)
-        : m(m), b(b), D(m.hidden), H(m.heads), R(m.rank), e(m.rank + m.rope), d(m.nope + m.rope),
-          q_in(m.q_rank ? m.q_rank : H * d), G(std::max<int64_t>(1, m.key_heads)), J(H / G),
-          row(m.key_heads ? 2 * G * d : e), widest(widest_of(m, b)) {}
+    void begin(const DecodeModel& model, const DecodeBatch& batch) {
+        m = model, b = batch;
+        D = m.hidden, H = m.heads, R = m.rank, e = m.rank + m.rope, d = m.nope + m.rope;
+        q_in = m.q_rank ? m.q_rank : H * d;
+        G = std::max<int64_t>(1, m.key_heads), J = H / G, row = m.key_heads ? 2 * G * d : e;
+        widest = 0;
+        for (int64_t l = b.first_layer; l < b.last_layer; l++) widest = std::max(widest, m.layers[l].dense_inner);
+        threads = barrier.threads = 1;
+    }
 
-    // Before the first thread comes. No batch may be larger than the first.
-    void prepare(const Flat& batch) {
-        flat = &batch, N = batch.size();
-        if (u.empty()) {
-            u.resize(N * depth<T>(D)), exact.resize(N * D), down.resize(N * (q_in + row));
-            kept.resize(N * depth<T>(q_in)), queries.resize(N * H * d + 1);
-            latent.resize(N * H * depth<T>(e)), mixed.resize(N * mixed_row()), heads.resize(N * depth<T>(H * m.value));
-            scores.resize(N * m.experts), gates.resize(N * m.chosen), chosen.resize(N * m.chosen);
-            inner.resize(N * m.chosen * depth<T>(m.inner)), dense.resize(N * depth<T>(widest));
-        }
-        owner.resize(N), tiles.assign(1, 0);
-        for (size_t s = 0; s < batch.sequences.size(); s++) {
-            for (int64_t i = batch.starts[s]; i < batch.starts[s + 1]; i++) owner[i] = int32_t(s);
+    // Before the threads come.
+    void prepare(const Flat& tokens) {
+        flat = &tokens, N = tokens.size();
+        down.grow(N * (q_in + row)), exact.grow(N * D), scores.grow(N * m.experts), gates.grow(N * m.chosen);
+        left(u, N, D), left(kept, N, q_in), left(queries, 1, N * H * d), left(latent, N * H, e);
+        left(mixed, N, H * R, R % pair<T>), left(heads, N, H * m.value);
+        dense.grow(N * depth<T>(widest)), inner.grow(N * m.chosen * depth<T>(m.inner));
+        chosen.resize(N * m.chosen), owner.resize(N), tiles.assign(1, 0);
+        for (size_t s = 0; s < tokens.sequences.size(); s++) {
+            for (int64_t i = tokens.starts[s]; i < tokens.starts[s + 1]; i++) owner[i] = int32_t(s);
             tiles.push_back(tiles.back() + G * tiles_of(s));
         }
+    }
+
+    // Room for the left side of a product. Behind an odd row stands a zero, whatever was there before.
+    static void left(Buffer<L>& buffer, int64_t rows, int64_t K) { left(buffer, rows, K, depth<T>(K) - K); }
+    static void left(Buffer<L>& buffer, int64_t rows, int64_t K, int64_t odd) {
+        buffer.grow(rows * (K + odd));
+        left(buffer.data(), rows, K, odd);
+    }
+    static void left(L* rows, int64_t count, int64_t K, int64_t odd) {
+        for (int64_t i = 0; odd && i < count; i++) rows[i * (K + odd) + K] = L{};
     }
 
     std::pair<int64_t, int64_t> share(int64_t count, int thread) const {
@@ -128,8 +157,9 @@ template <class T> class Layers {
 
     // x through the layers; all threads of the team come here together.
     void run(int thread) {
-        Columns<T> columns(m);
-        std::vector<int64_t> begin_of, order;
+        static thread_local Columns<T> columns;
+        static thread_local std::vector<int64_t> begin_of, order;
+        columns.begin(m);
         const auto [first, last] = share(N, thread);
         for (int64_t i = first; i < last && flat->tokens; i++) {
             const T* in = (const T*)b.embedding + flat->tokens[i] * D;
@@ -175,11 +205,6 @@ template <class T> class Layers {
     }
 
   private:
-    static int64_t widest_of(const DecodeModel& m, const DecodeBatch& b) {
-        int64_t widest = 0;
-        for (int64_t l = b.first_layer; l < b.last_layer; l++) widest = std::max(widest, m.layers[l].dense_inner);
-        return widest;
-    }
     // Attention tasks of one sequence and group.
     int64_t tiles_of(int64_t s) const {
         return ((flat->starts[s + 1] - flat->starts[s]) * J + Columns<T>::MOST - 1) / Columns<T>::MOST;
@@ -319,6 +344,7 @@ template <class T> class Layers {
     void gated(int thread, const void* packed, int64_t width, int64_t rows, Token token, Gate gate, L* out) const {
         constexpr int half = NV / 2;
         if (!rows) return;
+        if (thread == 0) left(out, rows, width, depth<T>(width) - width);
         const auto [begin, end] = share((width + NB / 2 - 1) / (NB / 2), thread);
         for (int64_t p = begin; p < end; p++)
             meet(rows, D, [&](int64_t i) { return &u[token(i) * depth<T>(D)]; }, (const T*)packed + p * depth<T>(D) * NB,

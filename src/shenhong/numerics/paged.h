@@ -111,8 +111,8 @@ template <class T> static inline void load_columns(const T* const* rows, int64_t
 // numbers, its value those from value_at on.
 template <class T> class Columns {
     using L = Left<T>;
-    const DecodeModel& m;
-    const int64_t e, row, values, value_at, words;
+    DecodeModel m;
+    int64_t e, row, values, value_at, words;
     std::vector<T> nothing;          // a row behind the last key
     std::vector<const T*> keys;
     std::vector<vi> turned, copy;    // [words] of W keys, and W keys of so many words
@@ -120,10 +120,12 @@ template <class T> class Columns {
     std::vector<L> shares;           // likewise
 
   public:
-    Columns(const DecodeModel& m)
-        : m(m), e(m.rank + m.rope), row(m.key_heads ? 2 * m.key_heads * m.value : e),
-          values(m.key_heads ? m.value : m.rank), value_at(m.key_heads ? m.value : 0), words(depth<T>(e) / pair<T>),
-          nothing(row), turned((words + W - 1) / W * W), copy(turned.size()) {}
+    void begin(const DecodeModel& model) {
+        m = model, e = m.rank + m.rope, row = m.key_heads ? 2 * m.key_heads * m.value : e;
+        values = m.key_heads ? m.value : m.rank, value_at = m.key_heads ? m.value : 0;
+        words = depth<T>(e) / pair<T>;
+        nothing.assign(row, T{}), turned.resize((words + W - 1) / W * W), copy.resize(turned.size());
+    }
 
     // pool: rows begin with the group's key. queries(j): column j's [e]; out(j): where its values go; length[j]: keys
     // it sees. At most MOST columns.

@@ -88,8 +88,10 @@ __attribute__((noinline)) static void panel_rows(int64_t K, const Left<T>* const
 template <class T, class A, class Done>
 static inline void meet(int64_t rows, int64_t K, A a, const T* packed, int64_t columns, Done done) {
     const int vectors = int(std::min<int64_t>(NV, (columns + W - 1) / W));
-    for (int64_t m0 = 0; m0 < rows; m0 += MR) {
-        const int M = int(std::min<int64_t>(MR, rows - m0));
+    const int64_t tiles = (rows + MR - 1) / MR;
+    for (int64_t t = 0; t < tiles; t++) {
+        const int64_t m0 = rows * t / tiles;
+        const int M = int(rows * (t + 1) / tiles - m0);
         const Left<T>* left[MR];
         vf sums[MR][NV];
         for (int m = 0; m < M; m++) left[m] = a(m0 + m);
