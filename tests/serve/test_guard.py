@@ -34,7 +34,7 @@ def addresses(server: Running) -> list[tuple[str, str]]:
         for route in routes:
             inner = getattr(route, "original_router", None) or getattr(route, "app", None)
             if isinstance(route, APIRoute) or hasattr(route, "methods"):
-                path = route.path.replace("{path:path}", "api/nowhere")
+                path = route.path
                 for method in route.methods or ():
                     found.append((method, path.replace("{", "").replace("}", "")))
             elif hasattr(inner, "routes"):
@@ -44,6 +44,7 @@ def addresses(server: Running) -> list[tuple[str, str]]:
     for path, methods in server.app.openapi()["paths"].items():
         plain = path.replace("{", "").replace("}", "")
         found += [(method.upper(), plain) for method in methods]
+    found += [("GET", "/api/nowhere"), ("POST", "/nowhere")]  # no route has these
     return sorted(set(found))
 
 
@@ -124,6 +125,38 @@ def test_host_and_origin(served: Running, headers: dict[str, str], status: int) 
     headers = {name: value.replace("HERE", served.url) for name, value in headers.items()}
     assert served.http.get("/health", headers=headers).status_code == status
     assert served.http.post("/api/chats", headers=headers, json={}).status_code == status
+
+
+@pytest.mark.parametrize(
+    "method, path, status",
+    [
+        ("GET", "/", 200), ("HEAD", "/", 200), ("HEAD", "/health", 200), ("GET", "/%00", 404), ("GET", "/docs", 404),
+        ("GET", "/" + "a" * 300, 404), ("GET", "/v1", 404), ("GET", "/api", 404), ("GET", "/v1/models/", 404),
+        ("POST", "/v1/embeddings", 404), ("POST", "/", 404), ("DELETE", "/nowhere", 404), ("GET", "/assets/no.js", 404),
+        ("GET", "/v1/chat/completions", 405), ("POST", "/health", 405), ("PUT", "/api/chats", 405),
+    ],
+)  # fmt: skip
+def test_addresses_have_their_own_codes(
+    served: Running, method: str, path: str, status: int
+) -> None:
+    reply = served.http.request(method, path)
+    assert reply.status_code == status
+    if status != 200:
+        assert reply.json()["error"]["code"] in ("not_found", "method_not_allowed")
+    assert (reply.content == b"") == (method == "HEAD")
+
+
+def test_a_crash_is_an_answer_like_others(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash() -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(served.hub, "answering", crash)
+    counted = served.hub.counts["responses", "500"]
+    for _ in range(2):  # the connection stays
+        reply = served.http.get("/health")
+        assert reply.status_code == 500 and reply.json()["error"]["type"] == "server_error"
+        assert "content-security-policy" in reply.headers and "secret" not in reply.text
+    assert served.hub.counts["responses", "500"] == counted + 2
 
 
 def test_every_answer_has_the_page_s_policy(served: Running) -> None:

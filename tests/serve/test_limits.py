@@ -93,10 +93,16 @@ def test_bodies_are_bounded(served: Running) -> None:
         (b'{"prompt": ', "invalid_json"),
         (b'{"temperature": NaN}', "invalid_json"),
         (b"[1" + b"0" * 5000 + b"]", "invalid_json"),
+        (b'{"metadata": {"a": 1e999}}', "invalid_json"),
+        (b'{"metadata": {"a": "\\ud800"}}', "invalid_encoding"),
+        (b'{"metadata": {"\\uDFFF": -1}}', "invalid_encoding"),
         ('{"prompt": "長"}'.encode("utf-16"), "invalid_encoding"),
     ):
         reply = post(body)
         assert (reply.status_code, reply.json()["error"]["code"]) == (400, code), body[:20]
+    whole = {"model": served.model, "input": "x", "max_output_tokens": 1}
+    whole |= {"metadata": {"a": "\U0001f600", "b": 1e308}}
+    assert served.http.post("/v1/responses", json=whole).json()["metadata"] == whole["metadata"]  # fmt: skip
     half = post(json.dumps({"model": served.model, "prompt": "\ud800"}).encode())
     assert half.status_code == 400 and half.json()["error"]["type"] == "invalid_request_error"
     assert served.chat().status_code == 200

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import os
 import signal
 import socket
@@ -25,6 +27,7 @@ import pytest
 
 from shenhong.cli import main
 from shenhong.serve.faults import Fault
+from shenhong.serve.sse import EventStream
 from shenhong.tokenizer import CHAT_TEMPLATE
 from tests.conftest import Tiny, shenhong
 from tests.serve.running import FREE, Running, running, slowly, with_template
@@ -88,9 +91,16 @@ def test_nonsense_on_the_socket_harms_nobody(served: Running) -> None:
     assert served.chat().status_code == 200
 
 
-def test_a_reader_that_takes_nothing_is_let_go(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_reader_that_takes_nothing_is_let_go(
+    tiny: Tiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     limits = replace(FREE, slow_reader_seconds=0.3)
     with running(tiny.run, tmp_path, limits=limits) as server:
+        monkeypatch.setattr(logging.getLogger("uvicorn.error"), "level", logging.ERROR)
+        monkeypatch.setattr(logging.getLogger("uvicorn.error"), "handlers", [caplog.handler])
         with socket.socket() as one:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             one.connect(("127.0.0.1", server.port))
@@ -107,8 +117,30 @@ def test_a_reader_that_takes_nothing_is_let_go(tiny: Tiny, tmp_path: Path) -> No
             )
             one.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n{data}".encode())  # fmt: skip
             assert server.chat().status_code == 200  # others go on meanwhile
-            assert server.idle(15)
+            until = time.monotonic() + 5
+            mine = one.getsockname()
+            while any(c.client == mine for c in server.server.server_state.connections):
+                assert time.monotonic() < until, "its connection stays"
+                time.sleep(0.02)
+            assert server.idle(1)
         assert server.chat().status_code == 200
+    assert not caplog.records
+
+
+def test_a_slow_reader_that_reads_gets_all(tiny: Tiny, tmp_path: Path) -> None:
+    """More is sent than fits between the two, and taken in far more time than one may take nothing."""
+    limits = replace(FREE, slow_reader_seconds=0.3)
+    with running(tiny.run, tmp_path, limits=limits) as server, socket.socket() as one:
+        message = {"id": "1", "parent": None, "role": "user", "parts": [{"type": "text", "text": "x" * 4_000_000}]}  # fmt: skip
+        chat = server.http.post("/api/chats/import", json={"messages": [message]}).json()["id"]
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        one.connect(("127.0.0.1", server.port))
+        one.sendall(f"GET /api/chats/{chat} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+        begun, got = time.monotonic(), 0
+        while piece := one.recv(1 << 20):
+            got += len(piece)
+            time.sleep(0.001 if time.monotonic() - begun > 2 else len(piece) / 2e6)
+    assert got > 4_000_000 and time.monotonic() - begun > 1
 
 
 def drip(port: int, head: bytes, every: float, stop: threading.Event) -> float:
@@ -237,6 +269,50 @@ def test_a_constraint_has_so_long_and_no_longer(
     while served.hub.answering():
         assert time.monotonic() - begun < 0.5
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("manner", ["cancelling", "stepping"])
+def test_an_engine_that_fails_for_good_says_so(
+    manner: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tiny.run, tmp_path) as server:
+        thread = server.hub.models[server.model].thread
+
+        def broken(*_: Any) -> Any:
+            raise RuntimeError("it broke")
+
+        assert server.http.get("/health").status_code == 200
+        slowly(monkeypatch, server)
+        with raw(server) as one:
+            assert one.recv(100)
+            if manner == "stepping":
+                monkeypatch.setattr(thread.engine, "step", broken)
+            monkeypatch.setattr(thread.engine, "cancel", broken)
+        for _ in range(2):
+            reply = server.chat()  # while it breaks, and afterwards
+            assert reply.status_code == 503, reply.text
+            assert reply.json()["error"]["code"] == "engine_failed"
+        health = server.http.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "failed")
+        failures = thread.failures
+        time.sleep(0.1)
+        assert thread.failures == failures <= 2, "it tries again and again"
+        assert not thread.live
+
+
+def test_a_stream_whose_head_cannot_be_sent_ends_its_answer() -> None:
+    ended = []
+
+    async def source() -> Any:
+        yield b"x"
+
+    async def send(message: Any) -> None:
+        raise asyncio.CancelledError
+
+    stream = EventStream(source(), lambda: ended.append(True))
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(stream({}, None, send))  # type: ignore[arg-type]
+    assert ended
 
 
 def test_a_looping_template_stops_only_its_caller(tiny: Tiny, tmp_path: Path) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import mimetypes
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, Response
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shenhong import __version__
 from shenhong.serve import chats, openai_api, ops, responses, runs
 from shenhong.serve.faults import HANDLERS, Fault
-from shenhong.serve.guard import API, Guard
+from shenhong.serve.guard import Guard
 from shenhong.serve.hub import Hub
 from shenhong.serve.jobs import Jobs
 
@@ -56,30 +57,32 @@ def create_app(hub: Hub) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
         exception_handlers=HANDLERS,
+        redirect_slashes=False,
     )
     app.state.hub = hub
     app.state.jobs = Jobs(hub)
     for part in (openai_api, responses, ops, chats, runs):
         app.include_router(part.router)
-    app.add_api_route("/{path:path}", page, methods=["GET"], include_in_schema=False)
+    app.router.default = page
     app.add_middleware(Guard, settings=hub.settings, keys=hub.keys)
     app.add_middleware(Counted, hub=hub)
     return app
 
 
-async def page(request: Request, path: str) -> Response:
-    """A file of the built page; any other address is one of the page's own, so it gives index.html."""
-    if f"/{path}".startswith(API):
-        raise Fault(404, f"there is no /{path[:100]}", code="not_found")
+async def page(scope: Scope, receive: Receive, send: Send) -> None:
+    """A file of the built page, at every address that no route has. Fault: 404."""
+    path = scope["path"].removeprefix("/")
     root = UI.resolve()
-    file = (root / path).resolve()
-    if not path or not file.is_relative_to(root) or not file.is_file():
-        if path.startswith("assets/"):
-            raise Fault(404, f"there is no /{path[:100]}", code="not_found")
-        file = root / "index.html"
-    if not file.is_file():
+    file, reads = None, scope["method"] in ("GET", "HEAD")
+    if reads:
+        with contextlib.suppress(OSError, ValueError):  # a name no file can have
+            found = (root / (path or "index.html")).resolve()
+            file = found if found.is_relative_to(root) and found.is_file() else None
+    if file is None and reads and not path:
         raise Fault(404, "the page is not built here; the API is at /v1", code="no_page")
+    if file is None:
+        raise Fault(404, f"there is no /{path[:100]}", code="not_found")
     # Names of assets hold a hash of their content; the rest is asked for anew.
-    lasting = path.startswith("assets/") and file.name != "index.html"
+    lasting = path.startswith("assets/")
     caching = "public, max-age=31536000, immutable" if lasting else "no-cache"
-    return FileResponse(file, headers={"Cache-Control": caching})
+    await FileResponse(file, headers={"Cache-Control": caching})(scope, receive, send)

@@ -1,7 +1,8 @@
-"""Connections that keep the server waiting are closed: the head of a request must come whole within a set time.
+"""Connections that keep the server waiting are closed: the head of a request must come whole within a set time, and
+what is sent must be taken.
 
 uvicorn bounds how long a connection may be idle between requests, and `guard` how long a body may take; without this,
-who sends one byte of a header now and then (slowloris) would hold a connection for ever.
+who sends one byte of a header now and then (slowloris), or asks and never reads, would hold a connection for ever.
 """
 
 from __future__ import annotations
@@ -11,15 +12,23 @@ import asyncio
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+PROGRESS = 65_536  # bytes; who takes fewer takes nothing
+
 
 class Prompt(H11Protocol):
-    """One connection. `head_seconds`: from its first byte, or from the connection's begin for the first request."""
+    """One connection. `head_seconds`: from its first byte, or from the connection's begin for the first request.
+
+    `reader_seconds`: how long the other side may take nothing of what waits for it.
+    """
 
     head_seconds: float
+    reader_seconds: float
     _late: asyncio.TimerHandle | None = None
+    _stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(0)  # writing is paused while anything waits here
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -28,7 +37,32 @@ class Prompt(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
+        self._taken()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        self._taken()
+        super().resume_writing()
+
+    def _wait_for_reader(self) -> None:
+        waits = self.transport.get_write_buffer_size()
+        self._stuck = self.loop.call_later(self.reader_seconds, self._look, waits)
+
+    def _look(self, waited: int) -> None:
+        """Closing would wait for the reader again, so the connection is cut."""
+        if self.transport.get_write_buffer_size() > waited - PROGRESS:
+            self.transport.abort()
+        else:
+            self._wait_for_reader()
+
+    def _taken(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
 
     def _watch(self) -> None:
         """Starts the time of a head that has begun to come, and ends that of one that is whole.
@@ -51,6 +85,8 @@ class Prompt(H11Protocol):
             self._late = None
 
 
-def within(seconds: float) -> type[Prompt]:
-    """The protocol whose heads may take that long."""
-    return type("Prompt", (Prompt,), {"head_seconds": seconds})
+def within(head_seconds: float, reader_seconds: float) -> type[Prompt]:
+    """The protocol that waits so long."""
+    return type(
+        "Prompt", (Prompt,), {"head_seconds": head_seconds, "reader_seconds": reader_seconds}
+    )

@@ -97,6 +97,7 @@ class EngineThread:
         self.engine, self.name, self.max_queue = engine, name, max_queue
         self.live: set[Stream] = set()  # on the event loop's side
         self.failures = 0  # steps that raised
+        self.failed = False  # for good: it cannot be emptied, or fails without any text
         self._loop = asyncio.get_running_loop()
         self._compiling = asyncio.Semaphore(COMPILING)
         self._commands: deque[Callable[[], None]] = deque()
@@ -197,17 +198,15 @@ class EngineThread:
     # ---------------------------------------------------------------- on the thread
 
     def _submit(self, streams: list[Stream], done: asyncio.Future[None]) -> None:
-        error: Exception | None = None
+        error: Exception | None = self._failure() if self.failed else None
         try:
-            for stream in streams:
+            for stream in () if error else streams:
                 stream.id = self.engine.submit(stream.request, stream.matcher)
                 self._streams[stream.id] = stream
         except Exception as raised:
             if not isinstance(raised, RequestError):
                 log.exception("the engine of %s failed on a request", self.name)
             error = raised
-            for stream in streams:
-                self.cancel(stream)
 
         def answer() -> None:
             for stream in streams:
@@ -215,29 +214,35 @@ class EngineThread:
             if not done.done():
                 done.set_result(None) if error is None else done.set_exception(error)
 
-        self._call(answer)
+        try:
+            for stream in streams if error else ():
+                self.cancel(stream)
+        finally:
+            self._call(answer)
 
     def cancel(self, stream: Stream) -> None:
         if stream.id is not None and self._streams.pop(stream.id, None) is not None:
             self.engine.cancel(stream.id)
 
+    @property
+    def _busy(self) -> bool:
+        return self.engine.busy and not self.failed
+
     def _run(self) -> None:
         while True:
             with self._bell:
-                while not self._commands and not self.engine.busy and not self._stopped:
+                while not self._commands and not self._busy and not self._stopped:
                     self._bell.wait()
-            while self._commands:
-                self._commands.popleft()()
-            if self._stopped and not self._streams:
-                return
             try:
-                events = self.engine.step()
+                while self._commands:
+                    self._commands.popleft()()
+                if self._stopped and not self._streams:
+                    return
+                if self._busy:
+                    self._deliver(self.engine.step())
+                    self.stats = self.engine.stats()
             except Exception as error:
                 self._broke(error)
-                continue
-            self.stats = self.engine.stats()
-            if events:
-                self._deliver(events)
 
     def _deliver(self, events: list[Event]) -> None:
         found: list[tuple[Stream, Event | Exception]] = []
@@ -251,16 +256,25 @@ class EngineThread:
             self._put(found)
 
     def _broke(self, error: Exception) -> None:
-        """A step raised: everyone in it is told, and the engine goes on empty."""
+        """A step raised: everyone in it is told, and the engine goes on empty. Where it cannot, it has failed for good."""
         log.error("the engine of %s failed", self.name, exc_info=error)
         self.failures += 1
         streams, self._streams = list(self._streams.values()), {}
-        for stream in streams:
-            with contextlib.suppress(Exception):
+        try:
+            for stream in streams:
                 assert stream.id is not None
                 self.engine.cancel(stream.id)
+        except Exception:
+            log.exception("the engine of %s cannot be emptied", self.name)
+            self.failed = True
+        self.failed = self.failed or not streams
         fault = Fault(500, "the engine failed on this answer; ask again", code="engine_error")
+        fault = self._failure() if self.failed else fault
         self._put([(stream, fault) for stream in streams])
+
+    def _failure(self) -> Fault:
+        what = f"the engine of {self.name} has failed; restart the server"
+        return Fault(503, what, code="engine_failed")
 
     def _put(self, found: list[tuple[Stream, Event | Exception]]) -> None:
         def put() -> None:

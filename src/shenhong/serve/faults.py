@@ -62,6 +62,11 @@ def bad(message: str, param: str | None = None, code: str | None = None) -> Faul
     return Fault(400, message, param=param, code=code)
 
 
+def crashed() -> Fault:
+    """Details go to the log and not to the caller."""
+    return Fault(500, "the server failed on this request; its log says why")
+
+
 def stopping() -> Fault:
     return Fault(
         503, "the server is stopping; ask again later", code="server_stopping", retry_after=5
@@ -100,9 +105,12 @@ async def on_validation(_: Request, error: Exception) -> JSONResponse:
     return from_validation(error).response()
 
 
-async def on_http(_: Request, error: Exception) -> JSONResponse:
+async def on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    response = Fault(error.status_code, str(error.detail)).response()
+    fault = Fault(error.status_code, str(error.detail))
+    if error.status_code == 405:
+        fault = Fault(405, f"this address takes no {request.method}", code="method_not_allowed")
+    response = fault.response()
     response.headers.update(error.headers or {})
     return response
 
@@ -110,11 +118,6 @@ async def on_http(_: Request, error: Exception) -> JSONResponse:
 async def on_user_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ShenhongError)
     return bad(" ".join(str(error).splitlines())).response()
-
-
-async def on_crash(_: Request, __: Exception) -> JSONResponse:
-    """Details go to the log and not to the caller."""
-    return Fault(500, "the server failed on this request; its log says why").response()
 
 
 async def on_storage(_: Request, error: Exception) -> JSONResponse:
@@ -129,5 +132,4 @@ HANDLERS: dict[Any, Any] = {
     HTTPException: on_http,
     ShenhongError: on_user_error,
     sqlite3.Error: on_storage,
-    Exception: on_crash,
 }

@@ -6,11 +6,12 @@ Open without a key are only the built page's files, which hold nothing of anyone
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import ipaddress
 import json
+import logging
+import math
 import socket
 import time
 from collections import deque
@@ -24,9 +25,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shenhong.errors import ServeError
-from shenhong.serve.faults import Fault, bad
+from shenhong.serve.faults import Fault, bad, crashed
 from shenhong.serve.limits import depth_of
 from shenhong.serve.settings import Settings
+
+log = logging.getLogger("shenhong")
 
 COOKIE = "shenhong_key"
 NO_KEY = "local"  # the owner of everything where no key is set
@@ -147,12 +150,8 @@ class Hosts:
             return False
 
 
-class SlowReader(Exception):
-    """The other side took nothing for too long."""
-
-
 class Guard:
-    """ASGI middleware; puts the owner into scope["state"]."""
+    """ASGI middleware; puts the owner into scope["state"]. What goes wrong behind it is told as every other fault is."""
 
     def __init__(self, app: ASGIApp, settings: Settings, keys: Keys) -> None:
         self.app, self.settings, self.keys = app, settings, keys
@@ -164,16 +163,16 @@ class Guard:
                 await self.app(scope, receive, send)
             return
 
+        begun = False
+
         async def guarded(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-            try:
-                async with asyncio.timeout(self.settings.limits.slow_reader_seconds):
-                    await send(message)
-            except TimeoutError:
-                raise SlowReader from None
+            await send(message)
 
         try:
             headers = Headers(scope=scope)
@@ -184,8 +183,13 @@ class Guard:
         except Fault as fault:
             await fault.response()(scope, receive, guarded)
             return
-        with contextlib.suppress(SlowReader):  # an answer left half makes the connection close
+        try:
             await self.app(scope, receive, guarded)
+        except Exception:
+            if begun:
+                raise  # the connection is closed, so the answer is seen to be half
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            await crashed().response()(scope, receive, guarded)
 
     def _address(self, headers: Headers) -> None:
         host = headers.get("host", "")
@@ -247,7 +251,7 @@ class Guard:
 
 
 def _check_json(body: bytes, most: int) -> None:
-    """Fault: 400 where the body is not UTF-8, nests too deep, or is not strict JSON."""
+    """Fault: 400 where the body is not UTF-8, nests too deep, or is not strict JSON that can be said again."""
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
@@ -257,7 +261,13 @@ def _check_json(body: bytes, most: int) -> None:
     if depth_of(body) > most:
         raise bad(f"the body nests deeper than {most} levels", code="body_too_deep")
     try:
-        json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_number)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise bad(
+            "the body holds half a character (\\ud800 to \\udfff alone)", code="invalid_encoding"
+        ) from None
     except ValueError as error:
         where = f" (character {error.pos + 1})" if isinstance(error, json.JSONDecodeError) else ""
         raise bad(f"the body is not valid JSON{where}", code="invalid_json") from None
@@ -265,6 +275,13 @@ def _check_json(body: bytes, most: int) -> None:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(name)
+
+
+def _number(written: str) -> float:
+    number = float(written)
+    if math.isinf(number):
+        raise ValueError("too large")
+    return number
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -99,7 +99,8 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     head = {"id": f"chatcmpl-{new_id()}", "created": int(time.time()), "model": model.id}
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return sse.EventStream(sse.faults_told(_chat_chunks(model, streams, ask, head, usage)))
+        chunks = _chat_chunks(model, streams, ask, head, usage)
+        return sse.EventStream(sse.faults_told(chunks), lambda: close(streams))
     answers = await sse.unless_gone(request, collect(model, streams, ask))
     choices = [
         {
@@ -273,7 +274,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
         chunks = _completion_chunks(model, streams, asks, body, head, usage)
-        return sse.EventStream(sse.faults_told(chunks))
+        return sse.EventStream(sse.faults_told(chunks), lambda: close(streams))
     answers = await sse.unless_gone(request, collect(model, streams, asks[0]))
     choices = [
         {

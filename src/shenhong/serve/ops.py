@@ -14,15 +14,18 @@ router = APIRouter()
 
 
 @router.get("/health")
+@router.head("/health", include_in_schema=False)
 async def health(request: Request) -> JSONResponse:
-    """200 while answers are given, 503 while the server stops."""
+    """200 while answers are given, 503 while the server stops or where a model has failed for good."""
     hub = hub_of(request)
+    failed = any(model.thread.failed for model in hub.models.values())
+    status = "stopping" if hub.draining else "failed" if failed else "ok"
     state: dict[str, Any] = {
-        "status": "stopping" if hub.draining else "ok",
+        "status": status,
         "models": list(hub.models),
         "answering": hub.answering(),
     }
-    return JSONResponse(state, 503 if hub.draining else 200)
+    return JSONResponse(state, 200 if status == "ok" else 503)
 
 
 @router.get("/metrics")

@@ -51,7 +51,8 @@ async def responses(request: Request, body: ResponsesRequest) -> Response:
     streams = await sse.unless_gone(request, begin(hub, model, owner, [ask]))
     made = _Response(model, body)
     if body.stream:
-        return sse.EventStream(_told(_events(model, streams, ask, made)))
+        told = _told(_events(model, streams, ask, made))
+        return sse.EventStream(told, lambda: close(streams))
     await sse.unless_gone(request, _write(model, streams, ask, made))
     return JSONResponse(made.now())
 

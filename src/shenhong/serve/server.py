@@ -28,6 +28,7 @@ from shenhong.serve.hub import Hub, Served
 from shenhong.serve.settings import Settings
 
 DRAFT_TOKENS, DEEPEST_DRAFT = 32, 3  # of the measurement at the start
+SEND_BYTES = 262_144
 LAST_WORDS_SECONDS = 3.0  # for errors to reach their readers after the drain
 
 
@@ -51,6 +52,8 @@ def listen(settings: Settings) -> socket.socket:
         ) from None
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Of every connection: a reader's progress is seen by what the kernel takes, and it may take megabytes ahead.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         bound.bind(address)
         bound.listen(1024)
     except OSError as error:
@@ -123,7 +126,7 @@ def config_of(hub: Hub, log_level: str = "warning") -> uvicorn.Config:
     """How uvicorn runs the application."""
     return uvicorn.Config(
         create_app(hub),
-        http=within(hub.limits.slow_head_seconds),
+        http=within(hub.limits.slow_head_seconds, hub.limits.slow_reader_seconds),
         log_level=log_level,
         access_log=False,
         lifespan="on",

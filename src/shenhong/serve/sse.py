@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from fastapi import Request
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from shenhong.errors import ShenhongError
-from shenhong.serve.faults import Fault, bad
+from shenhong.serve.faults import Fault, bad, crashed
 
 log = logging.getLogger("shenhong")
 
@@ -30,17 +30,27 @@ def event(data: Any, kind: str | None = None, number: int | None = None) -> byte
 
 
 class EventStream(Response):
-    """`source` yields bytes. It is closed when the reader leaves, and told apart from others by nothing but that."""
+    """`source` yields bytes. It is closed when the reader leaves, even before it began; `closing` is called then too."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, source: AsyncGenerator[bytes, None]) -> None:
+    def __init__(
+        self, source: AsyncGenerator[bytes, None], closing: Callable[[], None] | None = None
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self.source, self.sent = source, time.monotonic()
+        self.source, self.closing, self.sent = source, closing, time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._send_all(receive, send)
+        finally:
+            await self.source.aclose()  # of one that did not begin this runs nothing
+            if self.closing is not None:
+                self.closing()
+
+    async def _send_all(self, receive: Receive, send: Send) -> None:
         pump = asyncio.create_task(self._pump(send))
         others = [asyncio.create_task(gone(receive)), asyncio.create_task(self._stay_alive(send))]
         try:
@@ -51,7 +61,6 @@ class EventStream(Response):
             for task in (pump, *others):
                 task.cancel()
             await asyncio.gather(pump, *others, return_exceptions=True)
-            await self.source.aclose()
         if pump.done() and not pump.cancelled():
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -61,7 +70,7 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def _stay_alive(self, send: Send) -> None:
-        """A comment where nothing else was sent for a while; ends when the reader takes none."""
+        """A comment where nothing else was sent for a while."""
         while True:
             await asyncio.sleep(ALIVE_SECONDS)
             if time.monotonic() - self.sent >= ALIVE_SECONDS:
@@ -101,6 +110,6 @@ async def faults_told(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[byt
         yield event(bad(" ".join(str(error).splitlines())).body())
     except Exception:
         log.exception("a stream failed")
-        yield event(Fault(500, "the server failed on this request; its log says why").body())
+        yield event(crashed().body())
     finally:
         await source.aclose()

@@ -166,9 +166,10 @@ class Template:
                 message["content"] = normalise(text)
         given = {"messages": said_all, "tools": list(tools) or None, **(more or {})}
         said = json.dumps(given, ensure_ascii=False)
-        mark = next(
-            chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in said and _escaped(c) not in said
-        )
+        private = map(chr, range(0xE000, 0xF900))
+        mark = next((c for c in private if c not in said and _escaped(ord(c)) not in said), None)
+        if mark is None:
+            raise bad("every character for private use stands in it; leave one out", "messages")
         variables = {
             "add_generation_prompt": generation,
             **self._names(),
@@ -210,7 +211,8 @@ class Template:
         try:
             async with self._gate, asyncio.timeout(self.seconds + 1):
                 reader, writer = await asyncio.open_unix_connection(
-                    self._address, limit=8 * sandbox.CHARACTERS
+                    self._address,
+                    limit=13 * sandbox.CHARACTERS,  # "\\ud83d\\ude00" is one
                 )
                 try:
                     writer.write(json.dumps(variables).encode() + b"\n")
