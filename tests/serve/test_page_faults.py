@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +214,39 @@ def test_too_many_keys_are_told_from_a_wrong_one(chromium: Any, tiny: Tiny, tmp_
         page.keyboard.press("Enter")
         page.get_by_text("Too many tries; wait a minute").wait_for()
         assert page.get_by_text("That key is not right").count() == 0
+
+
+def test_odd_addresses(served: Running, visit: Visitor) -> None:
+    page = visit.page(address="#/c/%E0%A4%A")
+    page.locator(".welcome").wait_for()
+    page.goto(f"{served.url}/#/runs/%E0%A4%A")
+    page.get_by_text("This training run is not here").wait_for()
+    page.goto(f"{served.url}/#/c/nowhere")
+    page.get_by_text("This chat is gone").wait_for()
+    say(page)  # goes on in a new one
+    wait_done(page)
+    assert len(answers(whole(served, page))) == 1
+
+
+def test_a_run_is_read_again_after_a_fault_and_only_then(served: Running, visit: Visitor) -> None:
+    context = visit.context()
+    context.add_init_script(
+        "const slow = setInterval; window.setInterval = (work, ms) => slow(work, ms / 25);"
+    )
+    read: list[Any] = []
+
+    def fail_once(route: Any) -> None:
+        read.append(route)
+        if len(read) == 1:
+            route.abort()
+        else:
+            route.continue_()
+
+    context.route(re.compile("/api/runs/[^/]+$"), fail_once)
+    page = visit.page(context, "#/runs")
+    page.locator("svg[role=img] path").first.wait_for()
+    page.wait_for_timeout(600)  # the list of runs is read again and again meanwhile
+    assert len(read) == 2
 
 
 def test_the_stages_of_a_run_stand_in_their_order(served: Running, visit: Visitor) -> None:

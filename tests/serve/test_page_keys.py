@@ -35,7 +35,7 @@ def test_escape_leaves_the_box_and_single_keys_work(
     box = page.get_by_role("textbox", name="A title")
     page.locator(".welcome").wait_for()
     press(page, "Escape", "?")  # also where there is no message yet
-    page.get_by_role("dialog").get_by_text("From the message box").wait_for()
+    page.get_by_role("dialog").get_by_text("Leave the message box").wait_for()
     press(page, "Escape", "/")
     say(page)
     wait_done(page)
@@ -94,7 +94,8 @@ def test_the_tools_of_an_answer_are_near(
     press(page, "Enter")
     page.get_by_text("2/2").wait_for()
     wait_done(page)
-    assert active(page) == "Answer"
+    # Where the button was gone for a moment, its focus went to the answer.
+    assert active(page) in ("Answer", "Answer again")
     press(page, "/", "Shift+Tab")  # the forms are one stop, and arrows choose
     assert active(page) == "七绝"
     press(page, "ArrowRight", "ArrowRight", "ArrowRight", "ArrowRight")

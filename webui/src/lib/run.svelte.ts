@@ -78,6 +78,7 @@ export function watch(id: string, live: Live, changed: () => void): () => void {
   let frame = 0;
   let over = false;
   let close = () => {};
+  let retry: ReturnType<typeof setTimeout> | undefined;
   const show = () => {
     frame ||= requestAnimationFrame(() => {
       frame = 0;
@@ -85,10 +86,10 @@ export function watch(id: string, live: Live, changed: () => void): () => void {
     });
   };
   // What was so far comes thinned in one piece; the stream goes on at the byte after it.
-  void api.run(id).then(({ series, offset }) => {
+  const begin = () => void api.run(id).then(({ series, offset }) => {
+    if (over) return;
     for (const lines of Object.values(series)) for (const line of lines) take(live, line);
     show();
-    if (over) return;
     close = follow(`/api/runs/${encodeURIComponent(id)}/events`, {
       after: offset,
       onevent({ data }) {
@@ -96,9 +97,11 @@ export function watch(id: string, live: Live, changed: () => void): () => void {
         show();
       },
     });
-  }, () => {});
+  }, () => (retry = setTimeout(begin, 2000))); // the server may be away
+  begin();
   return () => {
     over = true;
+    clearTimeout(retry);
     cancelAnimationFrame(frame);
     close();
   };

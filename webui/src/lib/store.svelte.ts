@@ -291,6 +291,7 @@ export function targets(): Target[] {
 /** Send a text below `parent`, or (text null) answer the user message `parent` again. */
 export async function turn(parent: string | null, text: string | null, ask = targets()): Promise<boolean> {
   const begun = !store.chat;
+  const { wanted } = store;
   const chat = store.chat ?? (await attempt(api.newChat));
   if (!chat) return false;
   const reply = await attempt(() => api.turn(chat.id, parent, text, ask));
@@ -298,7 +299,7 @@ export async function turn(parent: string | null, text: string | null, ask = tar
     await attempt(() => api.remove(chat.id), false); // what is refused leaves no empty chat behind
     return false;
   }
-  if (begun && !store.wanted) {
+  if (begun && store.wanted === wanted) { // and the user has not gone elsewhere meanwhile
     store.chat = { ...chat, messages: chat.messages ?? [] };
     store.wanted = chat.id;
     list(chat);

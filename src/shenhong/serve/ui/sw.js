@@ -1,7 +1,7 @@
 // The shell opens without the server: its files are kept, its data never are. Each build has its
 // own store, so that pages never mix two builds; the API is not touched.
-const VERSION = "c9ed28bf6a10";
-const FILES = ["/","/assets/RunsView-B-6Zvj6S.css","/assets/RunsView-sQkvOKUH.js","/assets/formula-BLt8Q8Lp.js","/assets/highlight-CKa98cGG.js","/assets/index-BqkCMQzz.css","/assets/index-CXMdguxc.js","/icon-180.png","/icon-192.png","/icon-512.png","/icon.svg","/manifest.webmanifest"];
+const VERSION = "13fedebfaa26";
+const FILES = ["/","/assets/RunsView-B-6Zvj6S.css","/assets/RunsView-B4IoXQCB.js","/assets/formula-Clbzwnm_.js","/assets/highlight-CKa98cGG.js","/assets/index-D2Gdvhy2.css","/assets/index-DPkIXldn.js","/icon-180.png","/icon-192.png","/icon-512.png","/icon.svg","/manifest.webmanifest"];
 const STORE = `shell-${VERSION}`;
 
 self.addEventListener("install", (event) => {
