@@ -75,7 +75,8 @@ template <class T> class Generation {
             for (int64_t i = first; i < end; i++)
                 rms(&x[(batch.starts[drawing[i] + 1] - 1) * D], b.last_norm, &last[i * depth<T>(D)], D, m.eps);
             layers.barrier.wait();
-            layers.template product<false>(thread, B, last.data(), D, b.head, b.vocab, logits.data(), b.vocab);
+            layers.template product<false>(layers.part(false, thread, B, panels(b.vocab)), last.data(), D, b.head, b.vocab,
+                                           logits.data(), b.vocab);
             layers.barrier.wait();
             shenhong_draw(&logits[first * b.vocab], b.vocab, b.vocab, &how[first], &drawn[first], end - first, 1);
             layers.barrier.wait();

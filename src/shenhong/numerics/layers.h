@@ -15,6 +15,7 @@
 #include <sched.h>
 
 #include <atomic>
+#include <tuple>
 
 #include "paged.h"
 
@@ -53,10 +54,18 @@ template <class T> static inline void rms(const float* x, const float* weight, T
 // Pairs (2i, 2i+1) of x turned by the angle of a position.
 template <class S, class T>
 static inline void turn(const S* x, T* y, const float* c, const float* s, int64_t half) {
-    for (int64_t i = 0; i < half; i++) {
-        const float even = to_float(x[2 * i]), odd = to_float(x[2 * i + 1]);
-        y[2 * i] = from_float<T>(even * c[i] - odd * s[i]);
-        y[2 * i + 1] = from_float<T>(odd * c[i] + even * s[i]);
+    const vi twice = each_lane([](int i) { return i / 2; }), other = each_lane([](int i) { return i ^ 1; });
+    const vf sign = __builtin_convertvector(each_lane([](int i) { return i % 2 ? 1 : -1; }), vf);
+    for (int64_t i = 0; i < half; i += W) {
+        const vf cosine = load_up_to(c + i, half - i), sine = load_up_to(s + i, half - i);
+        for (int64_t at = 2 * i, part = 0; at < 2 * half && part < 2; at += W, part++) {
+            const vi angles = twice + int32_t(part * W / 2);
+            const vf in = load_up_to(x + at, 2 * half - at);
+            store_up_to(y + at,
+                        in * __builtin_shuffle(cosine, angles) +
+                            __builtin_shuffle(in, other) * (__builtin_shuffle(sine, angles) * sign),
+                        2 * half - at);
+        }
     }
 }
 
@@ -92,6 +101,7 @@ template <class T> class Layers {
     DecodeModel m;
     DecodeBatch b;
     int64_t D, H, R, e, d, q_in, G, J, row, widest, N;
+    bool small;
     const Flat* flat;
     // Left sides of products: rows of the layer's normed input, queries' latents, queries, absorbed queries,
     // attention's latents and values, the dense block's inside and the experts'.
@@ -114,6 +124,7 @@ template <class T> class Layers {
         G = std::max<int64_t>(1, m.key_heads), J = H / G, row = m.key_heads ? 2 * G * d : e;
         widest = 0;
         for (int64_t l = b.first_layer; l < b.last_layer; l++) widest = std::max(widest, m.layers[l].dense_inner);
+        small = int64_t(sizeof(T)) * (D * (q_in + row + H * m.value) + m.q_rank * H * d + H * R * (m.nope + m.value)) <= SMALL;
         threads = barrier.threads = 1;
     }
 
@@ -145,99 +156,146 @@ template <class T> class Layers {
         return {count * thread / threads, count * (thread + 1) / threads};
     }
 
-    // out [rows of x, columns] (+)= x [N, K] times a packed [columns, K], this thread's panels.
+    // What of a product is a thread's: rows of the left side and panels of the right one.
+    struct Part {
+        int64_t first, last, begin, end;
+    };
+    Part part(bool apart, int thread, int64_t rows, int64_t panels) const {
+        const auto [begin, end] = share(apart ? rows : panels, thread);
+        return apart ? Part{begin, end, 0, panels} : Part{0, rows, begin, end};
+    }
+
+    // out [rows of x, columns] (+)= x [rows, K] times a packed [columns, K], a thread's part of it.
     template <bool ADD, class O>
-    void product(int thread, int64_t rows, const L* x, int64_t K, const void* packed, int64_t columns, O* out,
-                 int64_t out_stride) const {
-        const auto [begin, end] = share(panels(columns), thread);
-        for (int64_t p = begin; p < end; p++)
-            meet(rows, K, [&](int64_t i) { return x + i * depth<T>(K); }, (const T*)packed + p * depth<T>(K) * NB,
-                 columns - p * NB, [&](int64_t i, const vf* sums) { put<ADD>(out + i * out_stride + p * NB, sums, columns - p * NB); });
+    void product(const Part& p, const L* x, int64_t K, const void* packed, int64_t columns, O* out,
+                 int64_t stride) const {
+        for (int64_t n = p.begin; n < p.end; n++)
+            meet(p.last - p.first, K, [&](int64_t i) { return x + (p.first + i) * depth<T>(K); },
+                 (const T*)packed + n * depth<T>(K) * NB, columns - n * NB, [&](int64_t i, const vf* sums) {
+                     put<ADD>(out + (p.first + i) * stride + n * NB, sums, columns - n * NB);
+                 });
     }
 
     // x through the layers; all threads of the team come here together.
     void run(int thread) {
-        static thread_local Columns<T> columns;
-        static thread_local std::vector<int64_t> begin_of, order;
-        columns.begin(m);
-        const auto [first, last] = share(N, thread);
-        for (int64_t i = first; i < last && flat->tokens; i++) {
+        static thread_local Worker w;
+        std::tie(w.first, w.last) = share(N, thread);
+        w.thread = thread, w.apart = small && N >= APART * threads, w.alone = w.apart && even();
+        w.columns.begin(m);
+        for (int64_t i = w.first; i < w.last && flat->tokens; i++) {
             const T* in = (const T*)b.embedding + flat->tokens[i] * D;
             for (int64_t k = 0; k < D; k += W) store_up_to(x + i * D + k, load_up_to(in + k, D - k), D - k);
         }
         for (int64_t number = b.first_layer; number < b.last_layer; number++) {
-            const DecodeLayer& layer = m.layers[number];
-            for (int64_t i = first; i < last; i++) rms(x + i * D, layer.norm, &u[i * depth<T>(D)], D, m.eps);
-            barrier.wait();
-            product<false>(thread, N, u.data(), D, layer.down, q_in + row, down.data(), q_in + row);
-            if (thread == 0) next_task = 0;
-            barrier.wait();
-            for (int64_t i = first; i < last; i++) m.key_heads ? remember_groups(layer, i) : remember(layer, i);
-            if (!m.key_heads) absorb(thread, layer, first, last);
-            barrier.wait();
-            for (int64_t task; (task = next_task.fetch_add(1)) < tiles.back();) attend(columns, layer, task);
-            barrier.wait();
-            if (!m.key_heads) {
-                per_head(thread, mixed.data(), mixed_row(), R, R, layer.uv, m.value, heads.data(),
-                         depth<T>(H * m.value), m.value);
-                barrier.wait();
-            }
-            product<true>(thread, N, heads.data(), H * m.value, layer.out, D, x, D);
-            barrier.wait();
-            for (int64_t i = first; i < last; i++) rms(x + i * D, layer.mlp_norm, &u[i * depth<T>(D)], D, m.eps);
-            if (layer.router) route(layer, first, last);
-            barrier.wait();
-            if (layer.router) plan(begin_of, order);
-            if (layer.dense_gate_up)
-                gated(thread, layer.dense_gate_up, layer.dense_inner, N, [](int64_t i) { return i; },
-                      [](int64_t) { return 1.f; }, dense.data());
-            if (layer.router)
-                for (int64_t x = 0; x < m.experts; x++) {
-                    const int64_t* mine = order.data() + begin_of[x];
-                    gated(int((thread + x) % threads), (const T*)layer.gate_up + x * panels(2 * inner_padded()) * depth<T>(D) * NB,
-                          m.inner, begin_of[x + 1] - begin_of[x], [&](int64_t i) { return mine[i] / m.chosen; },
-                          [&](int64_t i) { return gates[mine[i]]; }, &inner[begin_of[x] * depth<T>(m.inner)]);
-                }
-            barrier.wait();
-            finish(thread, layer, begin_of, order);
-            barrier.wait();
+            attention(w, m.layers[number]);
+            feed_forward(w, m.layers[number]);
         }
     }
 
   private:
+    // A thread. Where tokens are many and matrices small, each takes its own tokens through attention's matrices apart
+    // from the others; else all have all tokens and their part of each matrix, and meet after each. Alone: what the
+    // matrices stand around is its own matter too.
+    struct Worker {
+        int thread;
+        bool apart, alone;
+        int64_t first, last;  // its own tokens
+        Columns<T> columns;
+        std::vector<int64_t> begin_of, order;
+    };
+    static constexpr int64_t APART = 8, SMALL = 1 << 20;  // tokens of each thread, bytes of a layer's attention
+
+    void wait(const Worker& w) {
+        if (!w.apart) barrier.wait();
+    }
+    Part part(const Worker& w, int64_t panels) const { return part(w.apart, w.thread, N, panels); }
+
+    // Whether no sequence is shared by two threads and their attention takes about the same time.
+    bool even() const {
+        int64_t most = 0, all = 0;
+        for (int t = 0; t < threads; t++) {
+            const auto [first, last] = share(N, t);
+            if (flat->starts[owner[first]] != first) return false;
+            int64_t keys = 0;
+            for (int64_t i = first; i < last; i++) keys += flat->positions[i] + 1;
+            most = std::max(most, keys), all += keys;
+        }
+        return most * threads * 4 <= all * 5;
+    }
+
+    // x += attention
+    void attention(Worker& w, const DecodeLayer& layer) {
+        for (int64_t i = w.first; i < w.last; i++) rms(x + i * D, layer.norm, &u[i * depth<T>(D)], D, m.eps);
+        wait(w);
+        product<false>(part(w, panels(q_in + row)), u.data(), D, layer.down, q_in + row, down.data(), q_in + row);
+        if (w.thread == 0) next_task = 0;
+        wait(w);
+        for (int64_t i = w.first; i < w.last; i++) m.key_heads ? remember_groups(layer, i) : remember(layer, i);
+        if (!m.key_heads) absorb(w, layer);
+        if (!w.alone) barrier.wait();
+        if (w.alone)
+            for (int64_t t = tiles[owner[w.first]]; t < tiles[owner[w.last - 1] + 1]; t++) attend(w.columns, layer, t);
+        else
+            for (int64_t t; (t = next_task.fetch_add(1)) < tiles.back();) attend(w.columns, layer, t);
+        if (!w.alone) barrier.wait();
+        if (!m.key_heads) {
+            per_head(w, mixed.data(), mixed_row(), R, R, layer.uv, m.value, heads.data(), depth<T>(H * m.value), m.value);
+            wait(w);
+        }
+        product<true>(part(w, panels(D)), heads.data(), H * m.value, layer.out, D, x, D);
+        wait(w);
+    }
+
+    // x += the dense block, then the experts by number.
+    void feed_forward(Worker& w, const DecodeLayer& layer) {
+        for (int64_t i = w.first; i < w.last; i++) rms(x + i * D, layer.mlp_norm, &u[i * depth<T>(D)], D, m.eps);
+        if (layer.router) route(layer, w.first, w.last);
+        barrier.wait();
+        if (layer.dense_gate_up) {
+            const int64_t halves = (layer.dense_inner + NB / 2 - 1) / (NB / 2);
+            gated(part(false, w.thread, N, halves), layer.dense_gate_up, layer.dense_inner,
+                  [](int64_t i) { return i; }, [](int64_t) { return 1.f; }, dense.data());
+        }
+        if (layer.router) experts_up(w, layer);
+        barrier.wait();
+        if (layer.dense_gate_up)
+            product<true>(part(false, w.thread, N, panels(D)), dense.data(), layer.dense_inner, layer.dense_down, D, x, D);
+        if (layer.router) experts_down(w, layer);
+        barrier.wait();
+    }
+
     // Attention tasks of one sequence and group.
     int64_t tiles_of(int64_t s) const {
         return ((flat->starts[s + 1] - flat->starts[s]) * J + Columns<T>::MOST - 1) / Columns<T>::MOST;
     }
-    int64_t inner_padded() const { return (m.inner + NB / 2 - 1) / (NB / 2) * (NB / 2); }
     // With room behind the last head for what an odd rank is filled up with.
     int64_t mixed_row() const { return H * R + R % pair<T>; }
     const float* angle(const float* table, int64_t i) const { return table + flat->positions[i] * (m.rope / 2); }
 
-    // For every head: out [N, H, rows] = x [N, H, K] times its packed [rows, K]; this thread's heads and panels.
-    void per_head(int thread, const L* x, int64_t x_stride, int64_t x_head, int64_t K, const void* packed,
-                  int64_t rows, L* out, int64_t out_stride, int64_t out_head) const {
-        const int64_t each = panels(rows);
-        const auto [begin, end] = share(H * each, thread);
-        for (int64_t t = begin; t < end; t++) {
-            const int64_t h = t / each, p = t % each;
-            meet(N, K, [&](int64_t i) { return x + i * x_stride + h * x_head; }, (const T*)packed + t * depth<T>(K) * NB,
-                 rows - p * NB, [&](int64_t i, const vf* sums) {
-                     put<false>(out + i * out_stride + h * out_head + p * NB, sums, rows - p * NB);
+    // For every head: out [N, H, columns] = x [N, H, K] times its packed [columns, K].
+    void per_head(const Worker& w, const L* x, int64_t x_stride, int64_t x_head, int64_t K, const void* packed,
+                  int64_t columns, L* out, int64_t out_stride, int64_t out_head) const {
+        const int64_t each = panels(columns);
+        const Part p = part(w, H * each);
+        for (int64_t t = p.begin; t < p.end; t++) {
+            const int64_t h = t / each, n = t % each;
+            meet(p.last - p.first, K, [&](int64_t i) { return x + (p.first + i) * x_stride + h * x_head; },
+                 (const T*)packed + t * depth<T>(K) * NB, columns - n * NB, [&](int64_t i, const vf* sums) {
+                     put<false>(out + (p.first + i) * out_stride + h * out_head + n * NB, sums, columns - n * NB);
                  });
         }
     }
 
     // Queries [N, H, e] that meet the latent itself, from the layer's input or the queries' normed latent.
-    void absorb(int thread, const DecodeLayer& layer, int64_t first, int64_t last) {
+    void absorb(const Worker& w, const DecodeLayer& layer) {
         if (m.q_rank) {
-            barrier.wait();
-            product<false>(thread, N, kept.data(), m.q_rank, layer.q_b, H * d, queries.data(), H * d);
+            wait(w);
+            product<false>(part(w, panels(H * d)), kept.data(), m.q_rank, layer.q_b, H * d, queries.data(), H * d);
         }
-        barrier.wait();
+        wait(w);
         const int64_t each = depth<T>(e);
-        per_head(thread, queries.data(), H * d, d, m.nope, layer.uk, R, latent.data(), H * each, each);
-        for (int64_t i = first; i < last; i++)
+        per_head(w, queries.data(), H * d, d, m.nope, layer.uk, R, latent.data(), H * each, each);
+        for (int64_t i = w.first; i < w.last; i++)
             for (int64_t h = 0; h < H; h++)
                 turn(&queries[(i * H + h) * d + m.nope], &latent[(i * H + h) * each + R], angle(m.cosine, i),
                      angle(m.sine, i), m.rope / 2);
@@ -341,37 +399,47 @@ template <class T> class Layers {
 
     // out [rows, width] = gate(i) swiglu(gate_up u[token(i)]); a panel holds NB/2 gates and their NB/2 ups.
     template <class Token, class Gate>
-    void gated(int thread, const void* packed, int64_t width, int64_t rows, Token token, Gate gate, L* out) const {
+    void gated(const Part& p, const void* packed, int64_t width, Token token, Gate gate, L* out) const {
         constexpr int half = NV / 2;
-        if (!rows) return;
-        if (thread == 0) left(out, rows, width, depth<T>(width) - width);
-        const auto [begin, end] = share((width + NB / 2 - 1) / (NB / 2), thread);
-        for (int64_t p = begin; p < end; p++)
-            meet(rows, D, [&](int64_t i) { return &u[token(i) * depth<T>(D)]; }, (const T*)packed + p * depth<T>(D) * NB,
-                 NB, [&](int64_t i, const vf* sums) {
-                     const float factor = gate(i);
+        if (p.begin == 0) left(out + p.first * depth<T>(width), p.last - p.first, width, depth<T>(width) - width);
+        for (int64_t n = p.begin; n < p.end; n++)
+            meet(p.last - p.first, D, [&](int64_t i) { return &u[token(p.first + i) * depth<T>(D)]; },
+                 (const T*)packed + n * depth<T>(D) * NB, NB, [&](int64_t i, const vf* sums) {
+                     const float factor = gate(p.first + i);
+                     L* row = out + (p.first + i) * depth<T>(width);
                      for (int x = 0; x < half; x++) {
-                         const int64_t at = p * (NB / 2) + x * W;
+                         const int64_t at = n * (NB / 2) + x * W;
                          if (at >= width) break;
                          const vf g = sums[x];
-                         store_up_to(out + i * depth<T>(width) + at, g * sigmoid(g) * sums[half + x] * factor, width - at);
+                         store_up_to(row + at, g * sigmoid(g) * sums[half + x] * factor, width - at);
                      }
                  });
     }
 
-    // x += dense block, then += the experts by number.
-    void finish(int thread, const DecodeLayer& layer, const std::vector<int64_t>& begin_of,
-                const std::vector<int64_t>& order) {
-        if (layer.dense_gate_up)
-            product<true>(thread, N, dense.data(), layer.dense_inner, layer.dense_down, D, x, D);
-        if (!layer.router) return;
-        const auto [begin, end] = share(panels(D), thread);
+    void experts_up(Worker& w, const DecodeLayer& layer) {
+        plan(w.begin_of, w.order);
+        const int64_t halves = (m.inner + NB / 2 - 1) / (NB / 2);
+        for (int64_t k = 0; k < m.experts; k++) {
+            const int64_t* mine = w.order.data() + w.begin_of[k];
+            // Turn by turn, for an odd panel shall not always be the same thread's.
+            gated(part(false, int((w.thread + k) % threads), w.begin_of[k + 1] - w.begin_of[k], halves),
+                  (const T*)layer.gate_up + k * halves * depth<T>(D) * NB, m.inner,
+                  [&](int64_t i) { return mine[i] / m.chosen; }, [&](int64_t i) { return gates[mine[i]]; },
+                  &inner[w.begin_of[k] * depth<T>(m.inner)]);
+        }
+    }
+
+    void experts_down(const Worker& w, const DecodeLayer& layer) {
+        const auto [begin, end] = share(panels(D), w.thread);
         const int64_t width = depth<T>(m.inner);
         for (int64_t k = 0; k < m.experts; k++)
-            for (int64_t p = begin; p < end; p++)
-                meet(begin_of[k + 1] - begin_of[k], m.inner, [&](int64_t i) { return &inner[(begin_of[k] + i) * width]; },
-                     (const T*)layer.expert_down + (k * panels(D) + p) * width * NB, D - p * NB, [&](int64_t i, const vf* sums) {
-                         put<true>(x + order[begin_of[k] + i] / m.chosen * D + p * NB, sums, D - p * NB);
+            for (int64_t n = begin; n < end; n++) {
+                const int64_t first = w.begin_of[k];
+                meet(w.begin_of[k + 1] - first, m.inner, [&](int64_t i) { return &inner[(first + i) * width]; },
+                     (const T*)layer.expert_down + (k * panels(D) + n) * width * NB, D - n * NB,
+                     [&](int64_t i, const vf* sums) {
+                         put<true>(x + w.order[first + i] / m.chosen * D + n * NB, sums, D - n * NB);
                      });
+            }
     }
 };

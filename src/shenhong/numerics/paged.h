@@ -61,12 +61,9 @@ template <class T> static inline Part<T> part_of(int64_t n) {
 
 // Words 0 .. W - 1 of W rows, so many words apart, turned about: lane i of word j's vector is row i's.
 static inline void transpose(const int32_t* rows, int64_t apart, vi* words) {
-    vi low, high, low_two, high_two;  // halves of each four lanes of two vectors, one by one and two by two
-    for (int i = 0; i < W; i++) {
-        const int four = i / 4 * 4, j = i % 4;
-        low[i] = four + j / 2 + j % 2 * W, high[i] = low[i] + 2;
-        low_two[i] = four + j % 2 + j / 2 * W, high_two[i] = low_two[i] + 2;
-    }
+    // Halves of each four lanes of two vectors, one by one and two by two.
+    const vi low = each_lane([](int i) { return i / 4 * 4 + i % 4 / 2 + i % 2 * W; }), high = low + 2;
+    const vi low_two = each_lane([](int i) { return i / 4 * 4 + i % 2 + i % 4 / 2 * W; }), high_two = low_two + 2;
     UNROLL for (int k = 0; k < W; k += 4) {
         vi x[4];  // four words of rows i, 4 + i, 8 + i ...
         UNROLL for (int i = 0; i < 4; i++) {
@@ -212,8 +209,7 @@ template <class T> class Columns {
 
     // The first `seen` scores as shares of one column, zeros behind them, and the sum to divide by.
     __attribute__((noinline)) float softmax(const float* in, L* out, int64_t padded, int32_t seen) const {
-        vi lane;
-        for (int i = 0; i < W; i++) lane[i] = i;
+        const vi lane = each_lane([](int i) { return i; });
         vf top = splat(-INFINITY), total{};
         for (int32_t s = 0; s < seen; s += W) top = max(top, lane + s < seen ? load(in + s) : splat(-INFINITY));
         const float peak = fold(top, [](vf x, vf y) { return max(x, y); });

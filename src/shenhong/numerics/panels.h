@@ -41,13 +41,16 @@ template <class T> using Left = std::conditional_t<pair<T> == 2, bf16, float>;
 // Columns of a panel, and numbers of a left row, the odd one filled up with a zero.
 template <class T> static inline int64_t depth(int64_t K) { return (K + pair<T> - 1) / pair<T> * pair<T>; }
 
+// A vector of f(0), f(1) ... that the compiler knows.
+template <class F, int... I> static inline vi each_lane(F f, std::integer_sequence<int, I...>) { return vi{f(I)...}; }
+template <class F> static inline vi each_lane(F f) { return each_lane(f, std::make_integer_sequence<int, W>()); }
+
 // All lanes taken together, by halves.
-template <int HALF, int... I> static inline vi rotated(std::integer_sequence<int, I...>) { return vi{(I + HALF) % W...}; }
 template <int HALF = W / 2, class F> static inline float fold(vf x, F f) {
     if constexpr (HALF == 0)
         return x[0];
     else
-        return fold<HALF / 2>(f(x, __builtin_shuffle(x, rotated<HALF>(std::make_integer_sequence<int, W>()))), f);
+        return fold<HALF / 2>(f(x, __builtin_shuffle(x, each_lane([](int i) { return (i + HALF) % W; }))), f);
 }
 
 // Calls f with the number as a constant: 1 <= number <= MOST.
