@@ -57,6 +57,10 @@ const marked = new Marked({
 });
 
 const purifier = DOMPurify(window);
+// What is wider than the screen is scrolled on its own, from the keyboard too.
+purifier.addHook("afterSanitizeAttributes", (node) => {
+  if (node.tagName === "PRE" || node.tagName === "TABLE") node.setAttribute("tabindex", "0");
+});
 const ALLOWED = {
   ALLOWED_TAGS:
     "a b blockquote br code del div em h1 h2 h3 h4 h5 h6 hr i input li ol p pre s span strong sub sup table tbody td th thead tr ul".split(" "),
@@ -78,7 +82,7 @@ function render(token: Token): Block {
   const known = cache.get(token.raw);
   if (known) return known;
   const html = purifier.sanitize(marked.parser([token]), ALLOWED) as string;
-  const block = { html, code: html.includes("<pre>"), formula: html.includes('class="formula"') };
+  const block = { html, code: html.includes("<pre"), formula: html.includes('class="formula"') };
   if (cache.size > 2000) cache.clear();
   // Reference links depend on definitions elsewhere, so such a text must not be shared.
   if (!token.raw.includes("][") && !/\]\s*(?!\()/.test(token.raw)) cache.set(token.raw, block);
@@ -88,7 +92,7 @@ function render(token: Token): Block {
 const TOO_LONG = 200_000; // characters; beyond it a text is shown plain, for no answer is worth a hang
 
 export function blocks(text: string): Block[] {
-  if (text.length > TOO_LONG) return [{ html: `<pre>${escape(text)}</pre>`, code: false, formula: false }];
+  if (text.length > TOO_LONG) return [{ html: `<pre tabindex="0">${escape(text)}</pre>`, code: false, formula: false }];
   return marked
     .lexer(text)
     .filter((token) => token.type !== "space" && token.type !== "def")
