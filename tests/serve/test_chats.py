@@ -13,7 +13,7 @@ import pytest
 
 from shenhong.serve.verse import verse_part
 from tests.conftest import Tiny
-from tests.serve.running import Running, events, running
+from tests.serve.running import Running, events, running, slowly
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +178,76 @@ def test_export_and_import_keep_the_tree(own: Running) -> None:
         assert own.http.post("/api/chats/import", json=bad).status_code == 400
 
 
+LINE = {"text": "月", "tones": "仄", "rhyme": None, "group": None}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {}, {"type": "verse"}, {"type": "script"}, {"type": "text"}, {"type": "text", "text": 5},
+        {"type": "text", "text": "x", "lines": []}, {"type": "error"}, {"type": ["text"], "text": "x"},
+        *({"type": "verse", "form": "五绝", "title": "x", "lines": lines}
+          for lines in (5, [], ["x"], [{}], [LINE | {"tones": None}], [LINE | {"stop": None}], [LINE | {"text": 5}])),
+    ],
+)  # fmt: skip
+def test_an_import_lets_in_only_what_the_page_can_draw(own: Running, part: Any) -> None:
+    good = [{"type": "text", "text": "x"}, {"type": "reasoning", "text": ""}, {"type": "error", "message": "x"},
+            {"type": "verse", "form": "五绝", "title": "x", "lines": [LINE]}]  # fmt: skip
+    for parts, status in ((good, 200), ([*good, part], 400)):
+        message = {"id": "1", "parent": None, "role": "user", "parts": parts}
+        reply = own.http.post("/api/chats/import", json={"messages": [message]})
+        assert reply.status_code == status, reply.text
+    assert reply.json()["error"]["param"].startswith("messages.0.parts.4")
+
+
+def test_an_import_has_so_many_messages(own: Running) -> None:
+    one = {"role": "user", "parts": [{"type": "text", "text": "x"}]}
+    many = [one | {"id": str(n), "parent": str(n - 1) if n else None} for n in range(5001)]
+    assert own.http.post("/api/chats/import", json={"messages": many[:5000]}).status_code == 200
+    reply = own.http.post("/api/chats/import", json={"messages": many})
+    assert reply.status_code == 400 and "5000" in reply.json()["error"]["message"]
+
+
+def test_a_tab_that_missed_much_hears_all_of_it(own: Running) -> None:
+    before = own.hub.store.last_change()
+    for number in range(1100):
+        own.hub.store.create_chat("local", str(number))
+    own.hub.store.db.execute("INSERT INTO change (owner, data) VALUES ('local', 'damaged')")
+    last = own.hub.store.create_chat("local", "last")["id"]
+    heard = 0
+    with httpx.stream("GET", f"{own.url}/api/events?after={before}", timeout=3) as stream:
+        for line in stream.iter_lines():
+            heard += line.startswith("data: ")
+            if last in line:
+                break
+    assert heard == 1101
+
+
+def test_a_chat_deleted_as_its_turn_begins_is_a_404(
+    own: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, target = own.hub.store, {"model": own.model, "settings": {"max_tokens": 110}}
+    body = {"text": "长城", "targets": [target]}
+    add, slow = store.add_turn, slowly(monkeypatch, own)
+
+    def deleted_before(owner: str, chat: str, *more: Any) -> None:
+        store.delete_chat(owner, chat)
+        add(owner, chat, *more)
+
+    monkeypatch.setattr(store, "add_turn", deleted_before)
+    assert own.http.post(f"/api/chats/{new_chat(own)}/turns", json=body).status_code == 404
+    assert own.idle(0.5)
+
+    def deleted_after(owner: str, chat: str, *more: Any) -> None:
+        add(owner, chat, *more)
+        store.delete_chat(owner, chat)
+
+    monkeypatch.setattr(store, "add_turn", deleted_after)
+    assert own.http.post(f"/api/chats/{new_chat(own)}/turns", json=body).status_code == 200
+    assert own.idle(0.7), "it is written to its end for nobody"
+    assert len(slow) < 80
+
+
 def test_other_tabs_hear_of_changes(own: Running) -> None:
     heard: list[dict] = []
     ready = threading.Event()
@@ -267,6 +337,14 @@ def test_runs_are_told_as_they_grow(tiny: Tiny, tmp_path: Path, served: Running)
                         break
         assert [event["step"] for _, event in got] == [1, 2, 3, 4, 5]
         assert [int(number) for number, _ in got][-1] == log.stat().st_size
+        long = json.dumps({"kind": "note", "text": "x" * 1_200_000}) + "\n"
+        with open(log, "a") as file:
+            file.write(long + lines[0])
+        at = log.stat().st_size - len(long) - len(lines[0])
+        url = f"{server.url}/api/runs/{run['id']}/events?after={at}"
+        with httpx.stream("GET", url, timeout=5) as stream:
+            data = (line for line in stream.iter_lines() if line.startswith("data: "))
+            assert len(next(data)) > 1_200_000 and json.loads(next(data)[6:])["step"] == 1
         for path in ("/api/runs/none", "/api/runs/..%2f..", "/api/runs/none/events"):
             assert server.http.get(path).status_code == 404
     real = served.http.get("/api/runs").json()["runs"]

@@ -11,7 +11,8 @@ import pytest
 from fastapi.routing import APIRoute
 
 from shenhong.errors import ServeError
-from shenhong.serve.guard import read_keys
+from shenhong.serve.faults import Fault
+from shenhong.serve.guard import Keys, read_keys
 from shenhong.serve.server import listen
 from shenhong.serve.settings import Settings
 from tests.conftest import Tiny
@@ -110,6 +111,18 @@ def test_many_wrong_keys_must_wait(tiny: Tiny, tmp_path: Path) -> None:
             for n in range(25)
         ]
     assert codes == [401] * 20 + [429] * 5
+
+
+def test_wrong_keys_lock_out_their_own_address_alone() -> None:
+    keys = Keys([KEY])
+    for _ in range(20):
+        with pytest.raises(Fault) as refused:
+            keys.login("guess", "10.0.0.1")
+        assert refused.value.status == 401
+    with pytest.raises(Fault) as refused:
+        keys.login(KEY, "10.0.0.1")
+    assert (refused.value.status, refused.value.code) == (429, "too_many_logins")
+    assert keys.login(KEY, "10.0.0.2")
 
 
 @pytest.mark.parametrize(

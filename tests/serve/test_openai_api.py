@@ -337,6 +337,41 @@ def test_a_response_says_what_was_asked_for(served: Running) -> None:
         assert {name: said[name] for name in wanted} == wanted
 
 
+IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+
+
+@pytest.mark.parametrize(
+    "path, more, param, says",
+    [
+        ("chat/completions", {"messages": [IMAGE]}, "messages.0.content.0.type", "'text'"),
+        ("chat/completions", {"messages": [5]}, "messages.0", "must be a JSON object"),
+        ("chat/completions", {"messages": [{"content": "x"}]}, "messages.0.role", "is missing"),
+        ("chat/completions", {"stop": {"str": 1}}, "stop", "valid"),
+        ("chat/completions", {"tool_choice": {"type": "function"}}, "tool_choice.function", "missing"),
+        ("completions", {"prompt": []}, "prompt", "at least 1 item"),
+        ("completions", {"prompt": 5}, "prompt", "valid string"),
+        ("completions", {"prompt": [["x"]]}, "prompt.0", "valid"),
+        ("responses", {"input": [{"role": "user", "content": 5}]}, "input.0.content", "valid"),
+    ],
+)  # fmt: skip
+def test_complaints_name_places_of_the_body(
+    served: Running, path: str, more: dict[str, Any], param: str, says: str
+) -> None:
+    body = {"model": served.model, "messages": ASKED} if "chat" in path else {"model": served.model}
+    error = served.http.post(f"/v1/{path}", json=body | more).json()["error"]
+    assert error["param"] == param or (error["param"] or "").startswith(f"{param}."), error
+    assert says in error["message"] and "[" not in error["param"], error
+
+
+@pytest.mark.parametrize("kind", ["text/plain", None])
+def test_a_body_that_is_not_called_json_is_told(served: Running, kind: str | None) -> None:
+    body = json.dumps({"model": served.model, "messages": ASKED})
+    headers = {"Content-Type": kind} if kind else {}
+    reply = served.http.post("/v1/chat/completions", content=body, headers=headers)
+    error = reply.json()["error"]
+    assert reply.status_code == 400 and "Content-Type: application/json" in error["message"]
+
+
 def test_a_prompt_over_the_context_is_a_400(served: Running, client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(

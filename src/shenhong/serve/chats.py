@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import time
 from typing import Annotated, Any, Literal
 
@@ -73,7 +74,7 @@ async def login(request: Request, body: Login) -> Response:
     if keys:
         response.set_cookie(
             guard.COOKIE,
-            keys.login(body.key),
+            keys.login(body.key, request.client.host if request.client else ""),
             httponly=True,
             samesite="strict",
             secure=request.url.scheme == "https",
@@ -128,9 +129,6 @@ def _renamed(body: ImportedChat) -> list[tuple[str, dict[str, Any]]]:
             raise bad(
                 "ids must differ, and a parent stands before its answers", f"messages.{number}"
             )
-        for part in message.parts:
-            if part.get("type") not in ("text", "reasoning", "verse", "error"):
-                raise bad("a part is of no known type", f"messages.{number}.parts")
         ids[message.id] = new_id()
         state = "stopped" if message.state == "running" else message.state
         new = message.model_dump() | {
@@ -138,6 +136,7 @@ def _renamed(body: ImportedChat) -> list[tuple[str, dict[str, Any]]]:
             "parent": message.parent and ids[message.parent],
             "job": None,
             "state": state,
+            "settings": message.settings and message.settings.model_dump(exclude_none=True),
         }
         made.append((message.id, new))
     return made
@@ -235,9 +234,11 @@ async def turn(request: Request, chat: str, body: TurnRequest) -> Any:
         title = None if found["title"] else text_of(asked["parts"]).strip()[:TITLE_CHARACTERS]
         answers = [job.message for job in begun]
         await hub.stored(hub.store.add_turn, owner, chat, title, user, answers)
-    except BaseException:
+    except BaseException as error:
         for job in begun:
             job.stream.close()
+        if isinstance(error, sqlite3.IntegrityError):  # it was deleted meanwhile
+            raise no_such("chat") from None
         raise
     for job in begun:
         jobs.start(job)

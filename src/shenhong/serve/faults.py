@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -74,13 +75,17 @@ def stopping() -> Fault:
 
 
 def from_validation(error: RequestValidationError) -> Fault:
-    """The first complaint of pydantic, naming the field; what was sent is not repeated."""
-    first = error.errors()[0]
-    # The models of a union stand in the path too; only names and places of JSON are shown.
-    path = [
-        str(p) for p in first["loc"] if p not in ("body", "query", "path") and "[" not in str(p)
-    ]
-    param = ".".join(path) or None
+    """The complaint of pydantic that says most, naming the field; what was sent is not repeated."""
+    # Of a union every branch complains. The one that was meant has the right type and is complained of within.
+    first = max(error.errors(), key=lambda e: (not e["type"].endswith("_type"), len(e["loc"])))
+    kind, *loc = first["loc"]
+    through = _named(loc, error.body, first["type"] == "missing")
+    param = ".".join(through if kind == "body" else map(str, loc)) or None
+    if first["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        if not loc:
+            what = "send a JSON object as the body, with Content-Type: application/json"
+            return bad(what, None, "invalid_json")
+        return bad(f"{param} must be a JSON object", param, "invalid_value")
     if first["type"] == "extra_forbidden":
         return bad(
             f"unknown field {param}; this server refuses what it does not know",
@@ -93,6 +98,17 @@ def from_validation(error: RequestValidationError) -> Fault:
         return bad("the body is not valid JSON", None, "invalid_json")
     message = str(first["msg"]).removeprefix("Value error, ")
     return bad(f"{param}: {message}" if param else message, param, "invalid_value")
+
+
+def _named(loc: list[int | str], body: Any, missing: bool) -> Iterator[str]:
+    """The steps of a path that lead through the body; those that name branches of a union do not."""
+    for number, step in enumerate(loc, 1):
+        places = range(len(body)) if isinstance(body, list) else body
+        if isinstance(body, dict | list) and step in places:
+            body = cast(Any, body)[step]
+        elif not (missing and number == len(loc)):
+            continue
+        yield str(step)
 
 
 async def on_fault(_: Request, error: Exception) -> JSONResponse:

@@ -57,7 +57,7 @@ class Keys:
             hmac.new(key.encode(), b"shenhong page", "sha256").hexdigest(): _digest(key)[:16]
             for key in keys
         }
-        self._failures: deque[float] = deque()
+        self._failures: dict[str, deque[float]] = {}  # when, by address
 
     def __bool__(self) -> bool:
         return bool(self._owners)
@@ -75,16 +75,18 @@ class Keys:
             cookie = None
         return _find(self._cookies, cookie.value) if cookie else None
 
-    def login(self, key: str) -> str:
-        """The cookie of a key. Fault: 401, or 429 after many wrong ones."""
+    def login(self, key: str, address: str) -> str:
+        """The cookie of a key. Fault: 401, or 429 after many wrong ones from this address."""
         now = time.monotonic()
-        while self._failures and self._failures[0] < now - 60:
-            self._failures.popleft()
-        if len(self._failures) >= LOGINS_PER_MINUTE:
-            raise Fault(429, "too many wrong keys; wait a minute", retry_after=60)
+        self._failures = {a: times for a, times in self._failures.items() if times[-1] > now - 60}
+        failures = self._failures.get(address) or deque(maxlen=LOGINS_PER_MINUTE)
+        if len(failures) == LOGINS_PER_MINUTE and failures[0] > now - 60:
+            what = "too many wrong keys from this address; wait a minute"
+            raise Fault(429, what, code="too_many_logins", retry_after=60)
         owner = _find(self._owners, _digest(key))
         if owner is None:
-            self._failures.append(now)
+            failures.append(now)
+            self._failures[address] = failures
             raise Fault(401, "this key is not known here", code="invalid_api_key")
         return next(cookie for cookie, whose in self._cookies.items() if whose == owner)
 

@@ -145,6 +145,8 @@ class Jobs:
         ]
         if await self.hub.stored(self.hub.store.add_job_events, job.id, new):
             job.events += new
+        else:
+            self.stop(job)  # its chat was deleted as it began
         job.bell.ring()
 
     async def _end(self, job: Job, message: dict[str, Any]) -> None:
@@ -197,9 +199,11 @@ class Jobs:
             while not hub.stopped.is_set():
                 news = asyncio.create_task(self.changed(owner).next().wait())
                 try:
-                    for number, change in await hub.stored(store.changes, owner, after):
-                        yield sse.event(change, number=number)
-                        after = number
+                    while found := await hub.stored(store.changes, owner, after):
+                        for number, change in found:
+                            if change is not None:
+                                yield sse.event(change, number=number)
+                            after = number
                     await asyncio.wait({news, end}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     news.cancel()

@@ -202,6 +202,8 @@ def _lines(path: Path, offset: int) -> list[bytes] | None:
                 return None
             file.seek(offset)
             data = file.read(2**20)
+            if b"\n" not in data:
+                data += file.readline()  # one that is longer still
     except OSError:
         return []
     return data[: data.rfind(b"\n") + 1].splitlines(keepends=True)

@@ -339,19 +339,65 @@ class Login(Strict):
     key: Annotated[str, StringConstraints(strict=True, max_length=1024)]
 
 
+class SaidPart(Strict):
+    type: Literal["text", "reasoning"]
+    text: Text
+
+
+class VerseLine(Strict):
+    text: Text
+    tones: Text
+    rhyme: Annotated[int, Field(strict=True, ge=0, le=1000)] | None
+    group: Text | None
+    misses: list[Annotated[int, Field(strict=True, ge=0, le=1000)]] = []
+    stop: Text = ""
+
+
+class VersePart(Strict):
+    type: Literal["verse"]
+    text: Text = ""
+    form: Text
+    title: Text
+    regulated: bool = False
+    lines: Annotated[list[VerseLine], Field(min_length=1, max_length=100)]
+
+
+class ErrorPart(Strict):
+    type: Literal["error"]
+    message: Text
+
+
+class Usage(Strict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: dict[Name, int] = {}
+    completion_tokens_details: dict[Name, int] = {}
+
+
+class Timing(Strict):
+    first_token_ms: float
+    tokens_per_second: float
+
+
 class ImportedMessage(Strict):
+    """As the store keeps messages: what is let in here the page must be able to draw."""
+
     id: Name
     chat: Name | None = None
     parent: Name | None
     role: Literal["user", "assistant"]
-    parts: Annotated[list[dict[str, Any]], Field(max_length=100)]
+    parts: Annotated[
+        list[Annotated[SaidPart | VersePart | ErrorPart, Discriminator("type")]],
+        Field(max_length=100),
+    ]
     model: Name | None = None
-    settings: dict[str, Any] | None = None
+    settings: TurnSettings | None = None
     job: Name | None = None
     state: Literal["done", "running", "stopped", "error"] = "done"
     created: float = 0
-    usage: dict[str, Any] | None = None
-    timing: dict[str, Any] | None = None
+    usage: Usage | None = None
+    timing: Timing | None = None
 
 
 class ImportedChat(Strict):
@@ -360,5 +406,5 @@ class ImportedChat(Strict):
     created: float = 0
     updated: float = 0
     leaf: Name | None = None
-    messages: Annotated[list[ImportedMessage], Field(max_length=100_000)]
+    messages: Annotated[list[ImportedMessage], Field(max_length=5000)]
     format: Literal["shenhong-chat-1"] | None = None

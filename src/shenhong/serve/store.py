@@ -345,20 +345,20 @@ class Store:
 
     # ---------------------------------------------------------------- changes for other tabs
 
-    def changes(self, owner: str, after: int) -> list[tuple[int, dict[str, Any]]]:
-        """(number, {kind: "chat" | "message" | "deleted", chat, message?: as it is now})."""
+    def changes(self, owner: str, after: int) -> list[tuple[int, dict[str, Any] | None]]:
+        """The next (number, {kind: "chat" | "message" | "deleted", chat, message?: as it is now}); None: damaged."""
         rows = self.db.execute(
             "SELECT id, data FROM change WHERE owner = ? AND id > ? ORDER BY id LIMIT 1000",
             (owner, after),
         ).fetchall()
-        found = []
+        found: list[tuple[int, dict[str, Any] | None]] = []
         for number, data in rows:
             try:
                 change = json.loads(data)
                 if "message" in change:
                     change["message"] = self.message(change["message"])
             except (ValueError, TypeError):
-                continue  # damaged: the tabs read the chats anew when they are opened
+                change = None  # the tabs read the chats anew when they are opened
             found.append((number, change))
         return found
 
