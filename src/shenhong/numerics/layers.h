@@ -233,10 +233,14 @@ template <class T> class Layers {
         for (int64_t i = w.first; i < w.last; i++) m.key_heads ? remember_groups(layer, i) : remember(layer, i);
         if (!m.key_heads) absorb(w, layer);
         if (!w.alone) barrier.wait();
-        if (w.alone)
-            for (int64_t t = tiles[owner[w.first]]; t < tiles[owner[w.last - 1] + 1]; t++) attend(w.columns, layer, t);
-        else
-            for (int64_t t; (t = next_task.fetch_add(1)) < tiles.back();) attend(w.columns, layer, t);
+        auto next = [&, mine = w.alone ? tiles[owner[w.first]] : 0]() mutable {
+            return w.alone ? mine++ : next_task.fetch_add(1);
+        };
+        const int64_t end = w.alone ? tiles[owner[w.last - 1] + 1] : tiles.back(), ahead = w.alone ? 1 : threads;
+        for (int64_t t; (t = next()) < end;) {
+            if (t + ahead < end) fetch(layer, t + ahead);
+            attend(w.columns, layer, t);
+        }
         if (!w.alone) barrier.wait();
         if (!m.key_heads) {
             per_head(w, mixed.data(), mixed_row(), R, R, layer.uv, m.value, heads.data(), depth<T>(H * m.value), m.value);
@@ -342,9 +346,20 @@ template <class T> class Layers {
         turn(in + R, place + R, angle(m.cosine, i), angle(m.sine, i), m.rope / 2);
     }
 
+    int64_t sequence_of(int64_t task) const {
+        return std::upper_bound(tiles.begin(), tiles.end(), task) - tiles.begin() - 1;
+    }
+
+    // The first keys of a task that comes soon.
+    void fetch(const DecodeLayer& layer, int64_t task) const {
+        const int64_t s = sequence_of(task), keys = flat->positions[flat->starts[s + 1] - 1] + 1;
+        for (int64_t k = 0; k < std::min<int64_t>(keys, 128); k += m.page)
+            prefetch((const T*)layer.pool + table_of(s)[k / m.page] * m.page * row, std::min(m.page, keys - k) * row);
+    }
+
     void attend(Columns<T>& columns, const DecodeLayer& layer, int64_t task) {
         constexpr int MOST = Columns<T>::MOST;
-        const int64_t s = std::upper_bound(tiles.begin(), tiles.end(), task) - tiles.begin() - 1, start = flat->starts[s];
+        const int64_t s = sequence_of(task), start = flat->starts[s];
         const int64_t group = (task - tiles[s]) / tiles_of(s), from = (task - tiles[s]) % tiles_of(s) * MOST;
         const int64_t to = std::min<int64_t>(from + MOST, (flat->starts[s + 1] - start) * J);
         int64_t token[MOST], head[MOST];

@@ -126,23 +126,20 @@ template <class T> class Columns {
 
     // pool: rows begin with the group's key. queries(j): column j's [e]; out(j): where its values go; length[j]: keys
     // it sees. At most MOST columns.
-    static constexpr int MOST = 16, AHEAD = 64;
+    static constexpr int MOST = 16;
     template <class Q, class O>
     void run(const T* pool, const int32_t* table, int columns, const int32_t* length, Q queries, O out) {
         const int64_t longest = *std::max_element(length, length + columns), padded = (longest + W - 1) / W * W;
         keys.assign(padded, nothing.data());
         for (int64_t s = 0; s < longest; s += m.page)
-            for (int64_t i = 0; i < std::min(m.page, longest - s); i++) {
+            for (int64_t i = 0; i < std::min(m.page, longest - s); i++)
                 keys[s + i] = pool + (table[s / m.page] * m.page + i) * row;
-                if (s < AHEAD) prefetch(keys[s + i], e);
-            }
         if (int64_t(scores.size()) < columns * padded)
             scores.resize(columns * padded * 3 / 2), shares.resize(columns * padded * 3 / 2);
         const L* query[MOST];
         for (int j = 0; j < columns; j++) query[j] = queries(j);
         for (int64_t s = 0; s < padded; s += W) {
             turn(s);
-            for (int64_t i = s + AHEAD; i < std::min(s + AHEAD + W, padded); i++) prefetch(keys[i], e);
             for (int j = 0; j < columns; j += TILE)
                 exactly<TILE>(std::min(TILE, columns - j),
                               [&](auto count) { score<count>(query + j, &scores[j * padded + s], padded); });
