@@ -61,8 +61,11 @@ template <int MOST, class F> static inline void exactly(int number, F f) {
         exactly<MOST - 1>(number, f);
 }
 
-template <class T> static inline void ahead(const T* w) {
-    for (int i = 0; i < NB; i += 64 / int(sizeof(T))) __builtin_prefetch(w + 24 * NB + i);
+// Fetches what comes next of a panel: a little of it close when few rows wait for nothing else, more of it further off
+// when many compute meanwhile.
+template <int M, class T> static inline void ahead(const T* w) {
+    constexpr int rows = M <= 3 ? 24 : 64, bytes = NB * pair<T> * int(sizeof(T));
+    UNROLL for (int i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)(w + rows * NB) + i, 0, M <= 3 ? 3 : 2);
 }
 
 // M rows meet the first V vectors of a packed panel. A function of its own, so that its sums stay in registers
@@ -73,8 +76,7 @@ __attribute__((noinline)) static void panel_rows(int64_t K, const Left<T>* const
     UNROLL for (int m = 0; m < M; m++)
         UNROLL for (int i = 0; i < V; i++) sums[m][i] = vf{};
     for (int64_t k = 0; k < depth<T>(K); k += pair<T>, w += NB * pair<T>) {
-        if (M <= 3)  // few rows: memory is what one waits for
-            for (int i = 0; i < pair<T>; i++) ahead(w + i * NB);
+        ahead<M>(w);
         decltype(load_lanes(w)) row[V];
         UNROLL for (int i = 0; i < V; i++) row[i] = load_lanes(w + i * W * pair<T>);
         UNROLL for (int m = 0; m < M; m++) {
