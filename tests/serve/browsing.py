@@ -224,14 +224,15 @@ def text_of(message: dict[str, Any]) -> str:
     return bare("".join(part.get("text", "") for part in message["parts"]))
 
 
-def imported(server: Running, texts: list[str], title: str = "imported") -> str:
-    """A chat of these texts, by turns the user's and answers; its id."""
+def imported(server: Running, texts: list[str], title: str = "imported", thought: str = "") -> str:
+    """A chat of these texts, by turns the user's and answers, each after this thought; its id."""
     messages = [
         {
             "id": str(number),
             "parent": str(number - 1) if number else None,
             "role": "assistant" if number % 2 else "user",
-            "parts": [{"type": "text", "text": text}],
+            "parts": [{"type": "reasoning", "text": thought}] * bool(thought and number % 2)
+            + [{"type": "text", "text": text}],
             "state": "done",
             "created": 1_700_000_000 + number,
         }

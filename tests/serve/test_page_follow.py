@@ -9,6 +9,7 @@ import pytest
 from tests.serve.browsing import (
     Visitor,
     chromium,
+    imported,
     only,
     say,
     slow,
@@ -101,3 +102,30 @@ def test_a_reader_who_goes_up_stays_there(
     page.get_by_role("button", name="Stop").click()
     wait_done(page, 4)
     assert left(page) < 2
+
+
+@pytest.mark.parametrize("size", SCREENS)
+def test_what_is_switched_stays_under_the_hand(
+    served: Running, visit: Visitor, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    chat = imported(served, ["asked", "told"], thought="on and on\n" * 60)
+    page = visit.page(address=f"#/c/{chat}", viewport={"width": size[0], "height": size[1]})
+    thoughts = page.get_by_role("button", name="Thoughts")
+    before = thoughts.bounding_box()["y"]
+    thoughts.click()
+    page.locator(".reasoning .text").wait_for()
+    assert left(page) > 300 and abs(thoughts.bounding_box()["y"] - before) < 2
+    thoughts.click()
+    page.locator(".reasoning .text").wait_for(state="detached")
+    assert left(page) < 2
+    only(served, monkeypatch)
+    for number in (2, 3):
+        say(page)
+        wait_done(page, number)
+    assert left(page) < 2  # folded again, the end is followed again
+    for _ in range(2):
+        switch = page.get_by_role("button", name="Vertical").last
+        before = switch.bounding_box()["y"]
+        switch.click()
+        left(page)
+        assert abs(switch.bounding_box()["y"] - before) < 2
