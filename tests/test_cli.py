@@ -228,3 +228,26 @@ def test_a_reader_who_leaves_ends_it_silently(tiny: Tiny) -> None:
     writer.stdout.close()
     assert writer.stderr.read() == b""
     assert writer.wait(60) == 141
+
+
+def test_a_stop_while_a_library_loads_ends_at_once(tmp_path: Path) -> None:
+    """numpy half loaded swallows a KeyboardInterrupt, and then fails or goes on."""
+    swallows = """
+import os, time
+try:
+    os.kill(os.getpid(), {})
+    time.sleep(5)
+except BaseException:
+    pass
+raise AttributeError
+"""
+    for asked in (signal.SIGINT, signal.SIGTERM):
+        (tmp_path / "numpy.py").write_text(swallows.format(int(asked)))
+        path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+        done = subprocess.run(
+            shenhong("info", tmp_path),
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+        assert (done.returncode, done.stderr.strip()) == (130, "shenhong: stopped")

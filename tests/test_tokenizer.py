@@ -162,6 +162,24 @@ def test_damaged_files_are_named(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("tokenizer_config.json", b"{"), ("tokenizer_config.json", b"[]"), ("generation_config.json", b"\xff"),
+        ("generation_config.json", b"5"), ("chat_template.jinja", b"\xff"), ("tokenizer.json", b"{"),
+    ],
+)  # fmt: skip
+def test_the_damaged_file_and_what_helps_are_named(poet, tmp_path, name, content):
+    poet.save(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=f"{name} is damaged|cannot read .*{name}") as caught:
+        Tokenizer.load(tmp_path)
+    assert "run the tokenizer stage again" in str(caught.value)
+    (tmp_path / "config.json").write_text("{}")  # a whole model, which may have been downloaded
+    with pytest.raises(ModelError, match="copy, download or export"):
+        Tokenizer.load(tmp_path)
+
+
 def test_truncated_file_is_named(poet, tmp_path):
     poet.save(tmp_path)
     path = tmp_path / "tokenizer.json"

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 # Before torch loads: with another busy process on the machine, barriers that spin make two-thread
@@ -32,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     goes_on = False
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ask for an orderly stop
+        for asked in (signal.SIGINT, signal.SIGTERM):  # both ask for an orderly stop
+            signal.signal(asked, _stop)
         begun = time.monotonic()  # before torch is loaded, which takes seconds
         options = parser().parse_args(arguments)
         options.begun = begun
@@ -58,6 +60,16 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+
+
+def _stop(_: int, frame: FrameType | None) -> None:
+    """KeyboardInterrupt; while a module loads the end at once, for libraries half loaded swallow it or fail on it."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            print("\nshenhong: stopped", file=sys.stderr, flush=True)
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def parser() -> argparse.ArgumentParser:

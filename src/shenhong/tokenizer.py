@@ -209,26 +209,23 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """From a folder with tokenizer.json. Error: ModelError when it is missing or damaged."""
-        path = Path(folder) / "tokenizer.json"
+        """From a folder with tokenizer.json. Error: ModelError when a file of it is missing or damaged."""
+        folder = Path(folder)
+        path, remedy = folder / "tokenizer.json", _remedy(folder)
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise ModelError(f"no tokenizer at {path}; run the tokenizer stage again") from None
+            raise ModelError(f"no tokenizer at {path}; {remedy}") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(
-                f"cannot read {path} ({error}); run the tokenizer stage again"
-            ) from None
-        with whole(str(path), "run the tokenizer stage again"):
+            raise ModelError(f"cannot read {path} ({error}); {remedy}") from None
+        with whole(str(path), remedy):
             values = json.loads(text)
             # The library cuts bytes by the length of this prefix, and aborts the process in mid-character.
             if values["model"].get("continuing_subword_prefix"):
                 raise ModelError(f"{path}: a continuing_subword_prefix is not read")
             backend = _Backend.from_str(json.dumps(values))
-            config = _json(Path(folder) / "tokenizer_config.json")
-            return cls(
-                backend, bool(config.get("simplify")), _special(Path(folder), backend, config)
-            )
+            config = _json(folder / "tokenizer_config.json")
+            return cls(backend, bool(config.get("simplify")), _special(folder, backend, config))
 
     def save(self, folder: Path) -> None:
         """tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them.
@@ -387,11 +384,19 @@ def whole(what: str, remedy: str) -> Iterator[None]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where the file is not there."""
-    values = json.loads(path.read_bytes()) if path.exists() else {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path.name} is no object")
+    """A JSON object, empty where the file is not there. Error: ModelError."""
+    with whole(str(path), _remedy(path.parent)):
+        values = json.loads(path.read_bytes()) if path.exists() else {}
+        if not isinstance(values, dict):
+            raise ValueError("it is no JSON object")
     return values
+
+
+def _remedy(folder: Path) -> str:
+    """A folder of a whole model came from elsewhere as often as from here."""
+    if (folder / "config.json").exists():
+        return "copy, download or export the model folder again"
+    return "run the tokenizer stage again"
 
 
 def _special(folder: Path, backend: _Backend, config: dict[str, Any]) -> Special:
@@ -409,7 +414,8 @@ def _special(folder: Path, backend: _Backend, config: dict[str, Any]) -> Special
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default")
     if (path := folder / "chat_template.jinja").exists():
-        template = path.read_text(encoding="utf-8")
+        with whole(str(path), _remedy(folder)):
+            template = path.read_text(encoding="utf-8")
     return Special(
         bos,
         name("eos_token"),

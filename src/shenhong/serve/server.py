@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -84,10 +83,9 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called as a signal handler: only hands over to the event loop."""
+        """Called as a signal handler: only hands over to the event loop, or ends the process."""
         if self._loop is None or self.hub.draining:
-            self.should_exit = self.force_exit = True
-            return
+            os._exit(130)  # without a word from whatever is under way
         self.hub.draining = True
         self._loop.call_soon_threadsafe(self._begin_drain)
 
@@ -100,7 +98,8 @@ class Server(uvicorn.Server):
         waiting = hub.answering()
         if waiting:
             seconds = hub.settings.drain_seconds
-            print(f"stopping: {waiting} answers may finish within {seconds:g} s", file=sys.stderr)
+            answers = "1 answer" if waiting == 1 else f"{waiting} answers"
+            print(f"stopping: {answers} may finish within {seconds:g} s", file=sys.stderr)
         until = loop.time() + hub.settings.drain_seconds
         while hub.answering() and loop.time() < until and not self.should_exit:
             await asyncio.sleep(0.02)
@@ -154,8 +153,5 @@ def serve(
         say(f"{', '.join(hub.models)} at {address_of(bound)}  (Ctrl-C stops)")
         sys.stdout.flush()
         server.run(sockets=[bound])
-        if server.force_exit:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os._exit(130)
     if not server.started:
         raise ServeError("the server could not start; the lines above say why")
