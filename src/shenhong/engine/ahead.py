@@ -20,8 +20,8 @@ from shenhong.model import PreparedDecoder
 from shenhong.model.cache import Pools
 from shenhong.numerics.fused_decode import DRAW, Writing
 
-SECONDS = 0.005  # a call may take, and
-STEPS = 16  # it may write at most so many tokens of a text
+SECONDS = 1 / 60  # a call may take: a frame of a display
+STEPS = 32  # tokens of a text that it may write
 
 
 class Continued(NamedTuple):
@@ -54,7 +54,7 @@ class Writer:
         writing = Writing(np.array(room, np.int32), draws_SK, [text.stops for text in texts])
         begin = time.perf_counter()
         written: list[list[int | None]] = [
-            [token if token >= 0 else None for token in tokens]
+            [*tokens[:-1], None] if tokens and tokens[-1] < 0 else [*tokens]
             for tokens in self.model.write(lay_out(p.laid for p in parts), self.pools, writing)
         ]
         if steady:

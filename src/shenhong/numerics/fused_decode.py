@@ -203,7 +203,8 @@ class FusedLayers:
         arguments.stops, arguments.stop_starts = flat.ctypes.data, starts.ctypes.data
         arguments.written, arguments.counts = written_SK.ctypes.data, counts_S.ctypes.data
         call("shenhong_decode", ctypes.addressof(self.model), ctypes.addressof(arguments))
-        return [row[:n].tolist() for row, n in zip(written_SK, counts_S.tolist(), strict=True)]
+        rows: Any = written_SK.tolist()
+        return [row[:count] for row, count in zip(rows, counts_S.tolist(), strict=True)]
 
     def _arguments(
         self,
