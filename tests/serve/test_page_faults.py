@@ -216,6 +216,38 @@ def test_too_many_keys_are_told_from_a_wrong_one(chromium: Any, tiny: Tiny, tmp_
         assert page.get_by_text("That key is not right").count() == 0
 
 
+def test_a_key_that_no_longer_opens_leaves_nothing_on_the_screen(
+    chromium: Any, tiny: Tiny, tmp_path: Path
+) -> None:
+    with (
+        running(tiny.run, tmp_path, keys=(KEY,)) as server,
+        visiting(chromium, server.url) as visitor,
+    ):
+        context = visitor.context()
+        page = visitor.page(context)
+        field = page.get_by_label("Key", exact=True)
+        field.wait_for()
+        page.keyboard.type(KEY)  # the focus is there
+        page.keyboard.press("Enter")
+        say(page, "长城")
+        wait_done(page)
+        context.clear_cookies()
+        say(page, "登高")
+        field.wait_for()
+        assert page.locator("nav li").count() == 0
+        assert "长城" not in page.locator("body").inner_text()
+        field.fill(KEY)
+        page.keyboard.press("Enter")
+        page.locator(".bubble", has_text="长城").wait_for()
+        assert page.locator("nav li").count() == 1
+        box = page.get_by_role("textbox", name="A title")
+        assert box.input_value() == "登高"  # what was written is not lost
+        page.get_by_role("link", name="New chat").first.click()
+        page.goto(f"{server.url}/#/runs")
+        page.goto(f"{server.url}/#/")
+        assert box.input_value() == "登高"
+
+
 def test_odd_addresses(served: Running, visit: Visitor) -> None:
     page = visit.page(address="#/c/%E0%A4%A")
     page.locator(".welcome").wait_for()

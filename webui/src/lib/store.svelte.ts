@@ -19,6 +19,7 @@ export const store = $state({
   chat: null as Chat | null,
   missing: false, // the chat asked for is not there
   wanted: null as string | null, // the chat asked for
+  draft: "", // what is being written, wherever the page goes meanwhile
   turns: 0, // how many were asked for on this page
   said: "", // the one polite announcement
   fault: "", // the last thing that went wrong, for the user to read
@@ -55,7 +56,7 @@ async function attempt<T>(work: () => Promise<T>, user = true): Promise<T | unde
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     if (error.status === 0) lost();
-    else if (error.status === 401) store.link = "locked";
+    else if (error.status === 401) lock();
     else fail(told(error), user);
   }
 }
@@ -70,6 +71,15 @@ function lost(): void {
   retry = setTimeout(connect, 2000);
 }
 
+/** The key no longer opens: nothing of what it opened stays on the screen. The chat comes back with a key. */
+function lock(): void {
+  changes?.();
+  changes = null;
+  leave();
+  [store.boot, store.chats, store.found] = [null, [], null];
+  store.link = "locked";
+}
+
 export async function connect(): Promise<void> {
   clearTimeout(retry);
   const boot = await attempt(api.bootstrap, false);
@@ -80,10 +90,8 @@ export async function connect(): Promise<void> {
   store.boot = boot;
   store.link = "online";
   changes ??= follow("/api/events", { onevent: changed, onopen: caughtUp, onlost: (status) => {
-    if (status === 401) {
-      changes = null;
-      store.link = "locked";
-    } else if (store.link === "online") lost();
+    if (status === 401) lock();
+    else if (store.link === "online") lost();
   } });
   await caughtUp();
 }
@@ -189,7 +197,7 @@ export async function open(id: string, quietly = false): Promise<void> {
     chat = await api.chat(id);
   } catch (error) {
     if (error instanceof ApiError && error.status === 404) store.missing = store.wanted === id;
-    else if (error instanceof ApiError && error.status === 401) store.link = "locked";
+    else if (error instanceof ApiError && error.status === 401) lock();
     else lost();
     return;
   }
