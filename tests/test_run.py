@@ -8,7 +8,9 @@ import sys
 import pytest
 
 from shenhong.errors import RunError
+from shenhong.pipeline import describe
 from shenhong.run import Run, atomic_folder, atomic_write, read_events
+from shenhong.serve.runs import summary
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
@@ -118,6 +120,27 @@ def test_events_survive_a_kill_inside_a_line(tmp_path):
     events = read_events(tmp_path / "run")
     assert [e["loss"] for e in events] == [3.0, 1.5]
     assert file.read_bytes().endswith(b"\n")
+
+
+def test_events_that_are_not_ours_are_passed_over(tmp_path):
+    with Run(tmp_path / "run", create=True) as run:
+        run.save()
+        run.event("train", step=1, loss=3.0)
+    file = tmp_path / "run" / "events.jsonl"
+    others = ["5", "null", "[]", '"step"', "{}", '{"step": 1}', '{"kind": [], "step": 1}']
+    others += ['{"kind": "train", "step": {}}', "[" * 100_000]
+    file.write_bytes(file.read_bytes() + "\n".join([*others, '{"kind": "train"}', ""]).encode())
+    assert [e["kind"] for e in read_events(tmp_path / "run")] == ["train", "train"]
+    assert "training nats per token" not in describe(tmp_path / "run")
+    assert summary(tmp_path / "run")["state"] == "stopped"
+
+
+def test_a_file_is_written_into_a_new_folder(tmp_path):
+    atomic_write(tmp_path / "new" / "folder" / "x", "text")
+    assert (tmp_path / "new" / "folder" / "x").read_text() == "text"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write"):
+        atomic_write(tmp_path / "file" / "x", "text")
 
 
 def test_stages_add_up_their_time_and_freeze_measures_once(tmp_path):

@@ -430,8 +430,10 @@ def _so_far(run: Run) -> dict[str, Any]:
         known[f"stage {name}"] = "done" if _done(run, name) else begun
     train = run.manifest.get("train", {})
     events = read_events(run.path)
-    steps = [event for event in events if event["kind"] == "train"]
-    looks = [event for event in events if event["kind"] == "valid"]
+    steps = [e for e in events if e["kind"] == "train" and {"step", "steps", "loss"} <= e.keys()]
+    looks = [
+        e for e in events if e["kind"] == "valid" and isinstance(e.get("nats_per_token"), float)
+    ]
     if "parameters" in train:
         known |= {k.replace("_", " "): train[k] for k in ("parameters", "active_parameters")}
     if steps:

@@ -47,11 +47,13 @@ def atomic_file(final: Path) -> Iterator[Path]:
     final = Path(final)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
+        final.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         sync(temporary)
         os.replace(temporary, final)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise RunError(
             f"cannot write {final}: {error.strerror}; free space or choose another --run or --out"
         ) from error
@@ -302,8 +304,12 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     for line in file.read_bytes().split(b"\n"):
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # the half line of a running or killed writer
+        if not (isinstance(event, dict) and isinstance(event.get("kind"), str)):
+            continue  # nothing of ours
+        if not isinstance(event.get("step", 0), int):
+            continue
         if "step" in event:
             newest[event["kind"], event["step"]] = len(events)
         events.append(event)

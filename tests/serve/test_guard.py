@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -206,8 +207,12 @@ def test_public_addresses_need_a_key_and_busy_ports_are_told(tmp_path: Path) -> 
             read_keys(file)
     file.write_text(f"# mine\n{KEY}\n\n {OTHER} \n")
     assert read_keys(file) == (KEY, OTHER)
-    with pytest.raises(ServeError, match="cannot read"):
-        read_keys(tmp_path / "none")
+    for path, says in ((tmp_path / "none", "(No such file or directory)"), (tmp_path, "(Is a ")):
+        with pytest.raises(ServeError, match=re.escape(says)):
+            read_keys(path)
+    file.write_bytes(b"\xff" * 20)
+    with pytest.raises(ServeError, match="not UTF-8"):
+        read_keys(file)
 
 
 def test_what_one_key_wrote_is_not_to_be_noticed_by_another(locked: Running) -> None:

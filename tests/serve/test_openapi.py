@@ -33,11 +33,10 @@ def test_the_description_names_every_route(served: Running) -> None:
 
 ENDLESS = ("/api/events", "/api/runs/{run}/events")
 FEW = settings(
-    max_examples=8,
+    max_examples=12,
     deadline=None,
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
-    derandomize=True,
     database=None,
 )
 

@@ -72,6 +72,14 @@ def test_every_private_character_at_once_is_refused(template: Template) -> None:
                 asyncio.run(template.prompt(message))
 
 
+def test_a_prompt_of_no_tokens_is_told(tiny: Tiny, tmp_path: Path) -> None:
+    folder = with_template(tiny.run / "model", tmp_path / "model", "{# nothing #}")
+    with running(folder, tmp_path) as server:
+        reply = server.chat()
+        error = reply.json()["error"]
+        assert (reply.status_code, error["code"], error["param"]) == (400, "empty_prompt", "messages")  # fmt: skip
+
+
 def test_a_long_rendering_of_any_characters_arrives(tiny: Tiny, tmp_path: Path) -> None:
     folder = with_template(tiny.run / "model", tmp_path / "model", "{{ '\U0001f600' * 3900000 }}")
     with Template(folder, Tokenizer.load(folder), 5.0) as made:

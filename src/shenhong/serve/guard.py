@@ -109,7 +109,8 @@ def read_keys(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ServeError(f"cannot read the key file {path} ({error}); give a text file") from None
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ServeError(f"cannot read the key file {path} ({why}); give a text file") from None
     keys = tuple(line.strip() for line in lines if line.strip() and line.strip()[0] != "#")
     if not keys:
         raise ServeError(f"the key file {path} holds no key; write one a line")

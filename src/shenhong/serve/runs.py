@@ -79,7 +79,7 @@ def _tail(path: Path) -> list[dict[str, Any]]:
         return []
     found = []
     for line in lines:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             event = json.loads(line)
             if isinstance(event, dict):
                 found.append(event)
@@ -96,8 +96,9 @@ def summary(path: Path) -> dict[str, Any]:
     trains = [event for event in _tail(path) if event.get("kind") == "train"]
     train: dict[str, Any] = trains[-1] if trains else {}
     progress = len(done) / len(STAGES)
-    if now == "train" and isinstance(train.get("steps"), int) and train["steps"] > 0:
-        progress = min(1.0, train.get("step", 0) / train["steps"])
+    step, steps = train.get("step"), train.get("steps")
+    if now == "train" and isinstance(step, int) and isinstance(steps, int) and steps > 0:
+        progress = min(1.0, step / steps)
     state = "running" if _in_use(path) else "done" if len(done) == len(STAGES) else "stopped"
     name = manifest.get("name") or path.resolve().name
     return {
@@ -188,7 +189,7 @@ async def _follow(stopped: asyncio.Event, path: Path, offset: int) -> AsyncGener
             continue
         for line in lines:
             offset += len(line)
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 yield sse.event(_finite(json.loads(line)), number=offset)
         if not lines:
             with contextlib.suppress(TimeoutError):
