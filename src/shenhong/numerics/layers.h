@@ -205,6 +205,11 @@ template <class T> class Layers {
     };
     static constexpr int64_t APART = 8, SMALL = 1 << 20;  // tokens of each thread, bytes of a layer's attention
 
+    // What other threads wrote comes at once rather than line by line.
+    template <class A> static void gather(const A* p, int64_t n) {
+        if (n * int64_t(sizeof(A)) <= 1 << 15) prefetch(p, n);
+    }
+
     void wait(const Worker& w) {
         if (!w.apart) barrier.wait();
     }
@@ -225,6 +230,7 @@ template <class T> class Layers {
 
     // x += attention
     void attention(Worker& w, const DecodeLayer& layer) {
+        gather(x + w.first * D, (w.last - w.first) * D);
         for (int64_t i = w.first; i < w.last; i++) rms(x + i * D, layer.norm, &u[i * depth<T>(D)], D, m.eps);
         wait(w);
         product<false>(part(w, panels(q_in + row)), u.data(), D, layer.down, q_in + row, down.data(), q_in + row);
@@ -255,6 +261,7 @@ template <class T> class Layers {
         for (int64_t i = w.first; i < w.last; i++) rms(x + i * D, layer.mlp_norm, &u[i * depth<T>(D)], D, m.eps);
         if (layer.router) route(layer, w.first, w.last);
         barrier.wait();
+        gather(u.data(), N * depth<T>(D));
         if (layer.dense_gate_up) {
             const int64_t halves = (layer.dense_inner + NB / 2 - 1) / (NB / 2);
             gated(part(false, w.thread, N, halves), layer.dense_gate_up, layer.dense_inner,
@@ -262,6 +269,8 @@ template <class T> class Layers {
         }
         if (layer.router) experts_up(w, layer);
         barrier.wait();
+        if (layer.dense_gate_up) gather(dense.data(), N * depth<T>(layer.dense_inner));
+        if (layer.router) gather(inner.data(), N * m.chosen * depth<T>(m.inner));
         if (layer.dense_gate_up)
             product<true>(part(false, w.thread, N, panels(D)), dense.data(), layer.dense_inner, layer.dense_down, D, x, D);
         if (layer.router) experts_down(w, layer);
