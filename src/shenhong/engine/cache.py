@@ -73,14 +73,19 @@ class Pages:
 
 def lay_out(parts: Iterable[tuple[list[int], int, list[int]]]) -> Batch:
     """The model's batch of (tokens, position of the first, pages of the sequence) parts."""
-    parts = list(parts)
-    lengths = np.array([len(tokens) for tokens, _, _ in parts])
-    starts = np.zeros(len(parts) + 1, np.int32)
-    np.cumsum(lengths, out=starts[1:])
-    firsts = np.array([first for _, first, _ in parts])
-    positions = np.arange(starts[-1]) + np.repeat(firsts - starts[:-1], lengths)
-    tables = np.zeros((len(parts), max(len(pages) for _, _, pages in parts)), np.int32)
-    for row, (_, _, pages) in zip(tables, parts, strict=True):
-        row[: len(pages)] = pages
-    tokens = [token for part, _, _ in parts for token in part]
-    return Batch(np.array(tokens, np.int64), positions.astype(np.int32), starts, tables)
+    tokens: list[int] = []
+    positions: list[int] = []
+    starts = [0]
+    tables: list[list[int]] = []
+    for part, first, pages in parts:
+        tokens += part
+        positions += range(first, first + len(part))
+        starts.append(len(tokens))
+        tables.append(pages)
+    width = max(map(len, tables))
+    return Batch(
+        np.array(tokens, np.int64),
+        np.array(positions, np.int32),
+        np.array(starts, np.int32),
+        np.array([pages + [0] * (width - len(pages)) for pages in tables], np.int32),
+    )
