@@ -9,7 +9,7 @@ import time
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from shenhong import __version__
 from shenhong.serve import guard, sse
@@ -111,13 +111,13 @@ async def new_chat(request: Request, body: ChatNew | None = None) -> Any:
 async def import_chat(request: Request, body: ImportedChat) -> Any:
     """What the JSON export wrote, under new names, so that nothing here is overwritten."""
     hub, owner = hub_of(request), owner_of(request)
-    messages = _renamed(body)
+    messages = await asyncio.to_thread(_renamed, body)
     leaf = next((new["id"] for old, new in messages if old == body.leaf), None)
     made = await hub.stored(
         hub.store.create_chat, owner, body.title, [new for _, new in messages], leaf
     )
     jobs_of(request).changed(owner).ring()
-    return made
+    return JSONResponse(made)  # as it is: encoding it field by field takes long
 
 
 def _renamed(body: ImportedChat) -> list[tuple[str, dict[str, Any]]]:
@@ -144,6 +144,10 @@ def _renamed(body: ImportedChat) -> list[tuple[str, dict[str, Any]]]:
 
 @router.get("/chats/{chat}")
 async def get_chat(request: Request, chat: str) -> Any:
+    return JSONResponse(await _found(request, chat))
+
+
+async def _found(request: Request, chat: str) -> dict[str, Any]:
     hub = hub_of(request)
     found = await hub.stored(hub.store.whole_chat, owner_of(request), chat)
     if found is None:
@@ -154,9 +158,7 @@ async def get_chat(request: Request, chat: str) -> Any:
 @router.patch("/chats/{chat}")
 async def change_chat(request: Request, chat: str, body: ChatChange) -> Any:
     hub, owner = hub_of(request), owner_of(request)
-    found = await hub.stored(hub.store.whole_chat, owner, chat)
-    if found is None:
-        raise no_such("chat")
+    found = await _found(request, chat)
     if body.leaf and body.leaf not in {message["id"] for message in found["messages"]}:
         raise bad("leaf is no message of this chat", "leaf")
     changes = {k: v for k, v in body.model_dump(exclude_unset=True).items() if v is not None}
@@ -179,7 +181,7 @@ async def delete_chat(request: Request, chat: str) -> None:
 async def export(
     request: Request, chat: str, format: Literal["json", "markdown"] = "json"
 ) -> Response:
-    found = await get_chat(request, chat)
+    found = await _found(request, chat)
     if format == "json":
         body = json.dumps(found | {"format": "shenhong-chat-1"}, ensure_ascii=False, indent=1)
         kind, end = "application/json", "json"
@@ -208,9 +210,7 @@ async def turn(request: Request, chat: str, body: TurnRequest) -> Any:
     hub.meter.request(owner)
     if hub.draining:
         raise stopping()
-    found = await hub.stored(hub.store.whole_chat, owner, chat)
-    if found is None:
-        raise no_such("chat")
+    found = await _found(request, chat)
     by_id = {message["id"]: message for message in found["messages"]}
     if body.parent is not None and body.parent not in by_id:
         raise bad("parent is no message of this chat", "parent")
