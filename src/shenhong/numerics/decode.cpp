@@ -75,8 +75,8 @@ template <class T> class Generation {
             for (int64_t i = first; i < end; i++)
                 rms(&x[(batch.starts[drawing[i] + 1] - 1) * D], b.last_norm, &last[i * depth<T>(D)], D, m.eps);
             layers.barrier.wait();
-            layers.template product<false>(layers.part(false, thread, B, panels(b.vocab)), last.data(), D, b.head, b.vocab,
-                                           logits.data(), b.vocab);
+            const auto part = layers.part(false, thread, B, panels(b.vocab));
+            layers.template product<false>(part, last.data(), D, b.head, b.vocab, logits.data(), b.vocab);
             layers.barrier.wait();
             shenhong_draw(&logits[first * b.vocab], b.vocab, b.vocab, &how[first], &drawn[first], end - first, 1);
             layers.barrier.wait();
@@ -128,8 +128,8 @@ static void project(const float* x, const T* packed, float* y, int64_t N, int64_
             store_up_to(&left[i * depth<T>(K) + k], load_up_to(x + i * K + k, K - k), K - k);
     parallel_rows(panels(columns), threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t p = begin; p < end; p++)
-            meet(N, K, [&](int64_t i) { return &left[i * depth<T>(K)]; }, packed + p * depth<T>(K) * NB, columns - p * NB,
-                 [&](int64_t i, const vf* sums) { put<false>(y + i * columns + p * NB, sums, columns - p * NB); });
+            meet(N, K, [&](int64_t i) { return &left[i * depth<T>(K)]; }, packed + p * depth<T>(K) * NB,
+                 columns - p * NB, [&](int64_t i, const vf* sums) { put<false>(y + i * columns + p * NB, sums, columns - p * NB); });
     });
 }
 EXPORT void shenhong_project(int dtype, const float* x, const void* packed, float* y, int64_t N, int64_t K,

@@ -12,33 +12,12 @@
 // G groups of heads with one key (latent attention: 1), J heads of a group, d width of a query, E experts, K chosen,
 // I expert width.
 #pragma once
-#include <sched.h>
-
-#include <atomic>
 #include <tuple>
 
 #include "paged.h"
+#include "team.h"
 
 extern "C" void shenhong_select(const float*, const float*, int64_t*, int64_t, int64_t, int, int, int, int, int);
-
-// A barrier that spins for a while and then lets others run: this machine may be busy.
-class Barrier {
-    std::atomic<int> waiting{0}, round{0};
-
-  public:
-    int threads = 1;
-    void wait() {
-        if (threads == 1) return;
-        const int now = round.load();
-        if (waiting.fetch_add(1) + 1 == threads) {
-            waiting.store(0);
-            round.store(now + 1);
-            return;
-        }
-        for (int spins = 0; round.load(std::memory_order_acquire) == now; spins++)
-            if (spins > 20000) sched_yield();
-    }
-};
 
 template <class T> static inline void rms(const float* x, const float* weight, T* y, int64_t dim, float eps) {
     vf squares{};
@@ -68,24 +47,6 @@ static inline void turn(const S* x, T* y, const float* c, const float* s, int64_
         }
     }
 }
-
-// Memory that begins with a cache line and is kept from call to call, for fresh pages cost more than a small step.
-template <class T> class Buffer {
-    struct alignas(64) Line {
-        T numbers[64 / sizeof(T)];
-    };
-    std::vector<Line> lines;
-
-  public:
-    void grow(int64_t size) {
-        const size_t wanted = (size * sizeof(T) + 63) / 64;
-        if (lines.size() < wanted) lines.resize(wanted);
-    }
-    T* data() { return (T*)lines.data(); }
-    const T* data() const { return (const T*)lines.data(); }
-    T& operator[](int64_t i) { return data()[i]; }
-    const T& operator[](int64_t i) const { return data()[i]; }
-};
 
 // The tokens of a call, each sequence's consecutive.
 struct Flat {
@@ -124,7 +85,8 @@ template <class T> class Layers {
         G = std::max<int64_t>(1, m.key_heads), J = H / G, row = m.key_heads ? 2 * G * d : e;
         widest = 0;
         for (int64_t l = b.first_layer; l < b.last_layer; l++) widest = std::max(widest, m.layers[l].dense_inner);
-        small = int64_t(sizeof(T)) * (D * (q_in + row + H * m.value) + m.q_rank * H * d + H * R * (m.nope + m.value)) <= SMALL;
+        const int64_t weights = D * (q_in + row + H * m.value) + m.q_rank * H * d + H * R * (m.nope + m.value);
+        small = weights * int64_t(sizeof(T)) <= SMALL;
         threads = barrier.threads = 1;
     }
 
@@ -249,7 +211,8 @@ template <class T> class Layers {
         }
         if (!w.alone) barrier.wait();
         if (!m.key_heads) {
-            per_head(w, mixed.data(), mixed_row(), R, R, layer.uv, m.value, heads.data(), depth<T>(H * m.value), m.value);
+            per_head(w, mixed.data(), mixed_row(), R, R, layer.uv, m.value, heads.data(), depth<T>(H * m.value),
+                     m.value);
             wait(w);
         }
         product<true>(part(w, panels(D)), heads.data(), H * m.value, layer.out, D, x, D);
@@ -272,7 +235,8 @@ template <class T> class Layers {
         if (layer.dense_gate_up) gather(dense.data(), N * depth<T>(layer.dense_inner));
         if (layer.router) gather(inner.data(), N * m.chosen * depth<T>(m.inner));
         if (layer.dense_gate_up)
-            product<true>(part(false, w.thread, N, panels(D)), dense.data(), layer.dense_inner, layer.dense_down, D, x, D);
+            product<true>(part(false, w.thread, N, panels(D)), dense.data(), layer.dense_inner, layer.dense_down, D, x,
+                          D);
         if (layer.router) experts_down(w, layer);
         barrier.wait();
     }
@@ -393,7 +357,8 @@ template <class T> class Layers {
             meet(last - first, D, [&](int64_t i) { return &exact[(first + i) * D]; }, layer.router + p * D * NB,
                  E - p * NB, [&](int64_t i, const vf* sums) {
                      vf s[NV];
-                     for (int64_t x = 0; x * W < E - p * NB && x < NV; x++) s[x] = m.softmax ? sums[x] : sigmoid(sums[x]);
+                     for (int64_t x = 0; x * W < E - p * NB && x < NV; x++)
+                         s[x] = m.softmax ? sums[x] : sigmoid(sums[x]);
                      put<false>(&scores[(first + i) * E + p * NB], s, E - p * NB);
                  });
         for (int64_t i = first; i < last && m.softmax; i++) {

@@ -54,8 +54,8 @@ struct DecodeBatch {
 };
 
 // How many of the numbers that a vector or two could hold exist, as loads want to know it.
-template <class T> using Part = std::conditional_t<pair<T> == 2, uint32_t, int64_t>;
-template <class T> static inline Part<T> part_of(int64_t n) {
+template <class T> using Some = std::conditional_t<pair<T> == 2, uint32_t, int64_t>;
+template <class T> static inline Some<T> some_of(int64_t n) {
     return pair<T> == 1 ? n : n >= 2 * W ? ~0u : (1u << n) - 1;
 }
 
@@ -175,12 +175,12 @@ template <class T> class Columns {
     // Of M columns the values' numbers i .. i + 2W - 1 by their shares.
     template <int M>
     __attribute__((noinline)) void weigh(int64_t seen, int64_t i, const L* share, int64_t apart, vf (*out)[2]) const {
-        const Part<T> part = part_of<T>(values - i);
+        const Some<T> some = some_of<T>(values - i);
         vf sums[M][2];
         UNROLL for (int x = 0; x < M; x++) sums[x][0] = sums[x][1] = vf{};
         for (int64_t s = 0; s < seen; s += pair<T>) {
             decltype(load_lanes(share)) value[2];
-            load_columns(&keys[s], value_at + i, part, value);
+            load_columns(&keys[s], value_at + i, some, value);
             UNROLL for (int x = 0; x < M; x++) {
                 const auto one = splat_lane(share + x * apart + s);
                 UNROLL for (int y = 0; y < 2; y++) sums[x][y] = add_product(sums[x][y], value[y], one);
@@ -198,7 +198,7 @@ template <class T> class Columns {
             apart = int64_t(turned.size());
             for (int i = 0; i < W; i++)
                 for (int64_t d = 0; d < words; d += W)
-                    copy[(i * apart + d) / W] = load_words(keys[s + i] + d * pair<T>, part_of<T>(e - d * pair<T>));
+                    copy[(i * apart + d) / W] = load_words(keys[s + i] + d * pair<T>, some_of<T>(e - d * pair<T>));
             from = (const int32_t*)copy.data();
         }
         for (int64_t d = 0; d < words; d += W) transpose(from + d, apart, &turned[d]);
