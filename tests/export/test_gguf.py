@@ -213,7 +213,7 @@ def test_the_verb(tmp_path, model, capsys):
         (["--to", "hf", "--out", str(model[0])], "is where the model lies"),
         (["--to", "hf", "--bits", "4", "--out", str(folder)], "--bits 4"),
         (["--to", "hf", "--no-mtp", "--out", str(folder)], "--no-mtp"),
-        (["--to", "gguf", "--out", str(tmp_path / "no" / "m.gguf")], "cannot write"),
+        (["--to", "gguf", "--out", str(out / "m.gguf")], "cannot write"),
     ):
         assert main(["export", str(model[0]), *arguments]) == 2
         assert words in capsys.readouterr().err
