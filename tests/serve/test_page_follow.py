@@ -87,7 +87,7 @@ def test_a_reader_who_goes_up_stays_there(
             say(page)
             wait_done(page, number)
     only(served, monkeypatch, "山水明月\n" * 20)
-    slow(served, monkeypatch, 0.03)
+    slow(served, monkeypatch, 0.015)
     say(page)
     longer(page, 100)
     assert left_now(page) < 60  # it follows while it grows

@@ -74,7 +74,13 @@ def test_escape_leaves_the_box_and_single_keys_work(
     assert active(page) == "Answer"
     press(page, "Control+b")
     page.get_by_role("navigation").wait_for(state="hidden")
-    press(page, "Control+b", "n")
+    press(page, "Control+b", "Control+,")
+    page.get_by_role("dialog", name="Settings").wait_for()
+    press(page, "Escape", "Control+Shift+o")
+    page.locator(".welcome").wait_for()
+    page.go_back()
+    page.locator(".verse").wait_for()
+    press(page, "Escape", "n")
     page.locator(".welcome").wait_for()
 
 

@@ -304,7 +304,7 @@ export async function turn(parent: string | null, text: string | null, ask = tar
   if (!chat) return false;
   const reply = await attempt(() => api.turn(chat.id, parent, text, ask));
   if (!reply && begun && store.link === "online") {
-    await attempt(() => api.remove(chat.id), false); // what is refused leaves no empty chat behind
+    void attempt(() => api.remove(chat.id), false); // what is refused leaves no empty chat behind
     return false;
   }
   if (begun && store.wanted === wanted) { // and the user has not gone elsewhere meanwhile
