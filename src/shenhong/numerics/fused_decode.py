@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Collection, Sequence
 from ctypes import c_double, c_int64, c_void_p
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -193,8 +194,7 @@ class FusedLayers:
         arguments = self._arguments(embedding_VD, batch, pools, layers, norm_D)
         room_S, draws_SK, stops = writing
         assert draws_SK.dtype == DRAW and draws_SK.flags.c_contiguous
-        starts = np.zeros(len(stops) + 1, np.int32)
-        np.cumsum([len(own) for own in stops], out=starts[1:])
+        starts = np.array([0, *accumulate(map(len, stops))], np.int32)
         flat = np.array([token for own in stops for token in own], np.int64)
         written_SK, counts_S = np.empty(draws_SK.shape, np.int64), np.empty_like(room_S)
         arguments.head, arguments.vocab = head.data_ptr(), len(embedding_VD)
