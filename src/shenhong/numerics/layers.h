@@ -15,7 +15,6 @@
 #include <tuple>
 
 #include "paged.h"
-#include "team.h"
 
 extern "C" void shenhong_select(const float*, const float*, int64_t*, int64_t, int64_t, int, int, int, int, int);
 

@@ -5,6 +5,7 @@
 #pragma once
 #include "draw.h"
 #include "panels.h"
+#include "team.h"
 
 constexpr int TILE = W == 16 ? 8 : 4;  // columns of a register tile of attention
 
@@ -113,8 +114,8 @@ template <class T> class Columns {
     std::vector<T> nothing;          // a row behind the last key
     std::vector<const T*> keys;
     std::vector<vi> turned, copy;    // [words] of W keys, and W keys of so many words
-    std::vector<float> scores;       // [columns, keys]
-    std::vector<L> shares;           // likewise
+    Buffer<float> scores;            // [columns, keys]
+    Buffer<L> shares;                // likewise
 
   public:
     void begin(const DecodeModel& model) {
@@ -134,8 +135,7 @@ template <class T> class Columns {
         for (int64_t s = 0; s < longest; s += m.page)
             for (int64_t i = 0; i < std::min(m.page, longest - s); i++)
                 keys[s + i] = pool + (table[s / m.page] * m.page + i) * row;
-        if (int64_t(scores.size()) < columns * padded)
-            scores.resize(columns * padded * 3 / 2), shares.resize(columns * padded * 3 / 2);
+        scores.grow(columns * padded), shares.grow(columns * padded);
         const L* query[MOST];
         for (int j = 0; j < columns; j++) query[j] = queries(j);
         for (int64_t s = 0; s < padded; s += W) {

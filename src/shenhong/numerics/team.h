@@ -35,7 +35,7 @@ template <class T> class Buffer {
   public:
     void grow(int64_t size) {
         const size_t wanted = (size * sizeof(T) + 63) / 64;
-        if (lines.size() < wanted) lines.resize(wanted);
+        if (lines.size() < wanted) lines.resize(wanted + wanted / 2);
     }
     T* data() { return (T*)lines.data(); }
     const T* data() const { return (const T*)lines.data(); }
