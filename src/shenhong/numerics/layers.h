@@ -162,7 +162,8 @@ template <class T> class Layers {
         bool apart, alone;
         int64_t first, last;  // its own tokens
         Columns<T> columns;
-        std::vector<int64_t> begin_of, order;
+        std::vector<int64_t> begin_of, next;
+        std::vector<std::pair<int64_t, float>> order;
     };
     static constexpr int64_t APART = 8, SMALL = 1 << 20;  // tokens of each thread, bytes of a layer's attention
 
@@ -376,13 +377,14 @@ template <class T> class Layers {
         }
     }
 
-    // Assignments n K + k sorted by expert, by token within one; every thread makes its own copy.
-    void plan(std::vector<int64_t>& begin_of, std::vector<int64_t>& order) const {
-        begin_of.assign(m.experts + 1, 0), order.resize(N * m.chosen);
-        for (int64_t a = 0; a < N * m.chosen; a++) begin_of[chosen[a] + 1]++;
-        for (int64_t x = 0; x < m.experts; x++) begin_of[x + 1] += begin_of[x];
-        std::vector<int64_t> next(begin_of);
-        for (int64_t a = 0; a < N * m.chosen; a++) order[next[chosen[a]]++] = a;
+    // Tokens and gates sorted by expert, by token within one; every thread makes its own copy.
+    void plan(Worker& w) const {
+        w.begin_of.assign(m.experts + 1, 0), w.order.resize(N * m.chosen);
+        for (int64_t a = 0; a < N * m.chosen; a++) w.begin_of[chosen[a] + 1]++;
+        for (int64_t x = 0; x < m.experts; x++) w.begin_of[x + 1] += w.begin_of[x];
+        w.next = w.begin_of;
+        for (int64_t i = 0, a = 0; i < N; i++)
+            for (int64_t k = 0; k < m.chosen; k++, a++) w.order[w.next[chosen[a]]++] = {i, gates[a]};
     }
 
     // out [rows, width] = gate(i) swiglu(gate_up u[token(i)]); a panel holds NB/2 gates and their NB/2 ups.
@@ -405,14 +407,14 @@ template <class T> class Layers {
     }
 
     void experts_up(Worker& w, const DecodeLayer& layer) {
-        plan(w.begin_of, w.order);
+        plan(w);
         const int64_t halves = (m.inner + NB / 2 - 1) / (NB / 2);
         for (int64_t k = 0; k < m.experts; k++) {
-            const int64_t* mine = w.order.data() + w.begin_of[k];
+            const auto* mine = w.order.data() + w.begin_of[k];
             // Turn by turn, for an odd panel shall not always be the same thread's.
             gated(part(false, int((w.thread + k) % threads), w.begin_of[k + 1] - w.begin_of[k], halves),
                   (const T*)layer.gate_up + k * halves * depth<T>(D) * NB, m.inner,
-                  [&](int64_t i) { return mine[i] / m.chosen; }, [&](int64_t i) { return gates[mine[i]]; },
+                  [&](int64_t i) { return mine[i].first; }, [&](int64_t i) { return mine[i].second; },
                   &inner[w.begin_of[k] * depth<T>(m.inner)]);
         }
     }
@@ -426,7 +428,7 @@ template <class T> class Layers {
                 meet(w.begin_of[k + 1] - first, m.inner, [&](int64_t i) { return &inner[(first + i) * width]; },
                      (const T*)layer.expert_down + (k * panels(D) + n) * width * NB, D - n * NB,
                      [&](int64_t i, const vf* sums) {
-                         put<true>(x + w.order[first + i] / m.chosen * D + n * NB, sums, D - n * NB);
+                         put<true>(x + w.order[first + i].first * D + n * NB, sums, D - n * NB);
                      });
             }
     }

@@ -93,14 +93,13 @@ __attribute__((noinline)) static void panel_rows(int64_t K, const Left<T>* const
 template <class T, class A, class Done>
 static inline void meet(int64_t rows, int64_t K, A a, const T* packed, int64_t columns, Done done) {
     const int vectors = int(std::min<int64_t>(NV, (columns + W - 1) / W));
-    const int64_t tiles = (rows + MR - 1) / MR;
-    for (int64_t t = 0; t < tiles; t++) {
-        const int64_t m0 = rows * t / tiles;
-        const int M = int(rows * (t + 1) / tiles - m0);
+    for (int64_t m0 = 0, M; m0 < rows; m0 += M) {
+        const int64_t rest = rows - m0;  // in tiles as even as can be
+        M = rest <= MR ? rest : rest <= 2 * MR ? (rest + 1) / 2 : rest <= 3 * MR ? (rest + 2) / 3 : MR;
         const Left<T>* left[MR];
         vf sums[MR][NV];
         for (int m = 0; m < M; m++) left[m] = a(m0 + m);
-        exactly<MR>(M, [&](auto m) { exactly<NV>(vectors, [&](auto v) { panel_rows<m, v>(K, left, packed, sums); }); });
+        exactly<MR>(int(M), [&](auto m) { exactly<NV>(vectors, [&](auto v) { panel_rows<m, v>(K, left, packed, sums); }); });
         for (int m = 0; m < M; m++) done(m0 + m, sums[m]);
     }
 }

@@ -9,6 +9,12 @@
 
 constexpr int64_t BLOCK = 64;  // candidates of a partial sum
 
+static inline bool any(vi mask) {
+    int32_t all = 0;
+    for (int i = 0; i < W; i++) all |= mask[i];
+    return all != 0;
+}
+
 // Scratch of one thread.
 struct Row {
     std::vector<float> shares;
@@ -44,19 +50,20 @@ struct Row {
     }
 
     int64_t draw(const float* logits, int64_t vocab, const Draw& how) {
-        vf top = splat(-INFINITY), odd{};
+        vf top = splat(-INFINITY);
+        vi odd{};
         for (int64_t i = 0; i < vocab; i += W) {
             const vf x = load_up_to(logits + i, vocab - i, -INFINITY);
             top = max(top, x);
-            odd += (vf)((vi)(x != x) & 1);
+            odd |= x != x;
         }
         const float peak = max(top);
-        bool nan = false;
-        for (int i = 0; i < W; i++) nan |= odd[i] != 0;
-        if (nan || !std::isfinite(peak)) return -1;
+        if (any(odd) || !std::isfinite(peak)) return -1;
         if (how.temperature == 0) {
-            for (int64_t i = 0;; i++)
-                if (logits[i] == peak) return i;
+            int64_t i = 0;
+            while (i + W <= vocab && !any(load(logits + i) == splat(peak))) i += W;
+            while (logits[i] != peak) i++;
+            return i;
         }
         const float factor = 1.f / how.temperature;
         shares.resize(vocab + W);
