@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from shenhong.engine.request import Request, Usage
-from shenhong.engine.sampler import Penalties, draws, uniforms
+from shenhong.engine.sampler import COLD, Penalties, draws, uniforms
 from shenhong.engine.scheduler import Sequence as Text
 from shenhong.engine.structured import Matcher
 from shenhong.engine.text import TextStream
@@ -14,7 +16,10 @@ class Live:
 
     def __init__(self, request: Request, text: Text, stops: set[int], room: int) -> None:
         self.request, self.text, self.stops, self.room = request, text, stops, room
-        self.draws = draws(request.sampling, uniforms([request.seed], room)[0])
+        # Where the likeliest is taken no number is needed.
+        greedy = request.sampling.temperature < COLD
+        numbers = torch.zeros(room) if greedy else uniforms([request.seed], room)[0]
+        self.draws = draws(request.sampling, numbers)
         self.stream: TextStream | None = None
         self.penalties: Penalties | None = None
         self.matcher: Matcher | None = None

@@ -209,9 +209,9 @@ template <class T> class Columns {
         const vi lane = each_lane([](int i) { return i; });
         vf top = splat(-INFINITY), total{};
         for (int32_t s = 0; s < seen; s += W) top = max(top, lane + s < seen ? load(in + s) : splat(-INFINITY));
-        const float peak = fold(top, [](vf x, vf y) { return max(x, y); });
+        const float peak = fold(top, [](vf x, vf y) { return max(x, y); }), scale = float(m.scale);
         for (int32_t s = 0; s < padded; s += W) {
-            const vf share = lane + s < seen ? exp((load(in + s) - peak) * float(m.scale)) : vf{};
+            const vf share = lane + s < seen ? exp((load(in + s) - peak) * scale) : vf{};
             total += share;
             store(out + s, share);
         }
