@@ -31,23 +31,30 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 2 for an error a person can mend, 130 after Ctrl-C."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # what it cannot show is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
-    goes_on = False
+    remedy = ""
+
+    def stop(_: int, frame: FrameType | None) -> None:
+        if _loads(frame):  # libraries half loaded swallow the exception or fail on it
+            print(f"\nshenhong: stopped{remedy}", file=sys.stderr, flush=True)
+            os._exit(130)
+        raise KeyboardInterrupt
+
     try:
         for asked in (signal.SIGINT, signal.SIGTERM):  # both ask for an orderly stop
-            signal.signal(asked, _stop)
+            signal.signal(asked, stop)
         begun = time.monotonic()  # before torch is loaded, which takes seconds
         options = parser().parse_args(arguments)
         options.begun = begun
-        goes_on = options.verb in (quickstart, train)
+        if options.verb in (quickstart, train):
+            remedy = "; the same command goes on from here"
         options.verb(options)
         sys.stdout.flush()  # a reader who left shows here, and not at exit
         return 0
     except ShenhongError as error:
         print(f"shenhong: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stop:
-        where = f" {stop}" if str(stop) else ""
-        remedy = "; the same command goes on from here" if goes_on else ""
+    except KeyboardInterrupt as stopped:
+        where = f" {stopped}" if str(stopped) else ""
         print(f"\nshenhong: stopped{where}{remedy}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output left, as in `... | head`
@@ -62,14 +69,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def _stop(_: int, frame: FrameType | None) -> None:
-    """KeyboardInterrupt; while a module loads the end at once, for libraries half loaded swallow it or fail on it."""
+def _loads(frame: FrameType | None) -> bool:
+    """Whether a module is being loaded there."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            print("\nshenhong: stopped", file=sys.stderr, flush=True)
-            os._exit(130)
+            return True
         frame = frame.f_back
-    raise KeyboardInterrupt
+    return False
 
 
 def parser() -> argparse.ArgumentParser:

@@ -97,13 +97,14 @@ class Jobs:
     # ---------------------------------------------------------------- writing
 
     async def _write(self, job: Job) -> None:
-        first = None
+        first, before = None, 0
         state, error, usage, thought = "done", None, None, 0
         try:
             async with aclosing(pieces(job.model, job.stream, job.ask)) as source:
                 async for piece in source:
                     if piece.said and first is None:
-                        first = time.monotonic()
+                        # A piece may hold many tokens, and those of the first one took no time since.
+                        first, before = time.monotonic(), job.stream.written
                     await self._tell(job, piece.said)
                     usage = piece.usage or usage
                     thought += piece.thought
@@ -131,7 +132,7 @@ class Jobs:
             seconds = max(time.monotonic() - first, 1e-6)
             message["timing"] = {
                 "first_token_ms": round(1000 * (first - job.begun), 1),
-                "tokens_per_second": round(max(job.stream.written - 1, 0) / seconds, 1),
+                "tokens_per_second": round((job.stream.written - before) / seconds, 1),
             }
         await self._end(job, message)
 
