@@ -81,6 +81,35 @@ def test_one_call_writes_what_many_would(seed, dtype, gqa, room, how):
     assert model.write(batch, pools(), writing) == want
 
 
+@given(
+    seed=st.integers(0, 10_000),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    gqa=st.booleans(),
+    longest=st.sampled_from([2, 20]),
+)
+@settings(max_examples=15, deadline=None)
+def test_threads_do_not_matter(seed, dtype, gqa, longest):
+    """Few or many tokens, equal or unequal texts: threads share matrices, or tokens, and the texts are the same."""
+    decoder = random_decoder(random_config(seed, **(GROUPED if gqa else {})), seed)
+    model = PreparedDecoder(decoder, dtype)
+    prompts = make_prompts(decoder, seed, 40, longest=longest)
+    room, points = np.full(40, 12, np.int32), torch.rand(40, 12)
+    rows = np.stack([draws(Sampling(1.0), own) for own in points])
+    batch = lay_out(
+        (prompt, 0, list(range(8 * number, 8 * number + 8)))
+        for number, prompt in enumerate(prompts)
+    )
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            writing = Writing(room, rows, [()] * 40)
+            found.append(model.write(batch, model.new_pools(320, 4), writing))
+    finally:
+        torch.set_num_threads(threads)
+    assert found[1:] == found[:1] * 3
+
+
 @pytest.mark.parametrize("how", [(), (3, 4 << 10, 9), (4, 0, 512, 3, False)])
 def test_texts_do_not_depend_on_how_far_ahead_they_are_written(how, monkeypatch):
     requests = [
