@@ -76,8 +76,10 @@ def log_probabilities(logits_V: Tensor, token: int, count: int) -> TokenLogprob:
 def draws(how: Sampling, uniforms: Tensor) -> np.ndarray:
     """DRAW: how tokens are drawn, one for each of the numbers."""
     rows = np.empty(len(uniforms), DRAW)
-    rows["temperature"] = how.temperature if how.temperature >= COLD else 0.0
-    rows["top_p"], rows["min_p"], rows["top_k"] = how.top_p, how.min_p, how.top_k
+    # Kept in fp32 and int32, so what lies beyond is as good as their ends.
+    rows["temperature"] = min(how.temperature, 1e38) if how.temperature >= COLD else 0.0
+    rows["top_p"], rows["min_p"] = how.top_p, how.min_p
+    rows["top_k"] = min(how.top_k, 2**31 - 1)
     rows["uniform"] = uniforms
     return rows
 

@@ -179,7 +179,9 @@ class Scheduler:
             (part.sequence, part.length + count - 1)
             for part, count in zip(parts, counts, strict=True)
         ]
-        wanted = sum(-(-(s.computed + count) // self.page) - len(s.table) for s, count in more)
+        wanted = sum(
+            max(0, -(-(s.computed + count) // self.page) - len(s.table)) for s, count in more
+        )
         return wanted <= self.pages.free and all(self.room(s, count) for s, count in more)
 
     def _preempt(self, sequence: Sequence) -> None:

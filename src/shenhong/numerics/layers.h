@@ -391,7 +391,7 @@ template <class T> class Layers {
     template <class Token, class Gate>
     void gated(const Part& p, const void* packed, int64_t width, Token token, Gate gate, L* out) const {
         constexpr int half = NV / 2;
-        if (p.begin == 0) left(out + p.first * depth<T>(width), p.last - p.first, width, depth<T>(width) - width);
+        if (p.begin == 0 && p.end > 0) left(out + p.first * depth<T>(width), p.last - p.first, width, depth<T>(width) - width);
         for (int64_t n = p.begin; n < p.end; n++)
             meet(p.last - p.first, D, [&](int64_t i) { return &u[token(p.first + i) * depth<T>(D)]; },
                  (const T*)packed + n * depth<T>(D) * NB, NB, [&](int64_t i, const vf* sums) {

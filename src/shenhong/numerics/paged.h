@@ -150,7 +150,12 @@ template <class T> class Columns {
         for (int64_t i = 0; i < values; i += 2 * W)
             for (int j = 0; j < columns; j += TILE) {
                 const int some = std::min(TILE, columns - j);
-                exactly<TILE>(some, [&](auto count) { weigh<count>(longest, i, &shares[j * padded], padded, sums); });
+                // Together as far as all see, then each to its own end: what a column does not see may be no number,
+                // and even a share of zero would bring that in.
+                const int64_t shortest = *std::min_element(length + j, length + j + some);
+                const int64_t common = shortest == longest ? longest : shortest / pair<T> * pair<T>;
+                exactly<TILE>(some, [&](auto count) { weigh<count>(common, i, &shares[j * padded], padded, sums); });
+                for (int x = 0; x < some; x++) end(common, length[j + x], i, &shares[(j + x) * padded], sums[x]);
                 for (int x = 0; x < some; x++)
                     for (int y = 0; y < 2 && i + y * W < values; y++)
                         store_up_to(out(j + x) + i + y * W, sums[x][y] * inverse[j + x], values - i - y * W);
@@ -188,6 +193,16 @@ template <class T> class Columns {
         }
         UNROLL for (int x = 0; x < M; x++)
             UNROLL for (int y = 0; y < 2; y++) out[x][y] = sums[x][y];
+    }
+
+    // One column's keys from .. seen - 1, behind what weigh did.
+    void end(int64_t from, int64_t seen, int64_t i, const L* share, vf (&sums)[2]) const {
+        for (int64_t s = from; s < seen; s += pair<T>) {
+            const T* two[2] = {keys[s], s + 1 < seen ? keys[s + 1] : nothing.data()};
+            decltype(load_lanes(share)) value[2];
+            load_columns(two, value_at + i, some_of<T>(values - i), value);
+            for (int y = 0; y < 2; y++) sums[y] = add_product(sums[y], value[y], splat_lane(share + s));
+        }
     }
 
     // Keys s .. s + W - 1. Where they do not lie in a page as whole vectors of words, a copy of them is turned.
