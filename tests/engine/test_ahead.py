@@ -172,7 +172,7 @@ def test_numbers_that_are_none_end_one_text_alone():
 
 def test_a_page_before_what_is_no_number_stays_sound():
     """Sound tokens that are computed together with a poisoned one, and a text that takes over their page."""
-    decoder = make(6, num_hidden_layers=2)
+    decoder = make(6, num_hidden_layers=2, tie_word_embeddings=False)
     with torch.no_grad():
         decoder.model.embed_tokens.weight[7] = float("nan")
     sound = [t for t in make_prompts(decoder, 6, 1, longest=20)[0] * 9 if t != 7][:5]
