@@ -25,12 +25,13 @@ STEPS = 32  # tokens of a text that it may write
 
 
 class Continued(NamedTuple):
-    """A part of a text, and how the text goes on behind it."""
+    """A part of a text, and how the text goes on behind it.
+
+    ``draws``: DRAW of all the tokens it may still write; none where its prompt is not at its end.
+    """
 
     part: Part
-    draws: (
-        np.ndarray
-    )  # DRAW, of all the tokens it may still write; none where its prompt is not at its end
+    draws: np.ndarray
     stops: Collection[int]
 
 

@@ -129,7 +129,9 @@ static void project(const float* x, const T* packed, float* y, int64_t N, int64_
     parallel_rows(panels(columns), threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t p = begin; p < end; p++)
             meet(N, K, [&](int64_t i) { return &left[i * depth<T>(K)]; }, packed + p * depth<T>(K) * NB,
-                 columns - p * NB, [&](int64_t i, const vf* sums) { put<false>(y + i * columns + p * NB, sums, columns - p * NB); });
+                 columns - p * NB, [&](int64_t i, const vf* sums) {
+                     put<false>(y + i * columns + p * NB, sums, columns - p * NB);
+                 });
     });
 }
 EXPORT void shenhong_project(int dtype, const float* x, const void* packed, float* y, int64_t N, int64_t K,

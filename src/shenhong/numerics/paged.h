@@ -1,4 +1,4 @@
-// Attention over the pages of a cache, and the description of a model that it and decode.cpp share.
+// Attention over the pages of a cache, and what fused_decode.py tells the kernel of a model and a batch.
 //
 // Legend: N tokens, S sequences, D hidden, H heads, R latent rank, n nope dims, r rope dims, v value dims, e = R + r,
 // G groups of heads with one key (latent attention: 1), J heads of a group, d width of a query, E experts.

@@ -99,7 +99,9 @@ static inline void meet(int64_t rows, int64_t K, A a, const T* packed, int64_t c
         const Left<T>* left[MR];
         vf sums[MR][NV];
         for (int m = 0; m < M; m++) left[m] = a(m0 + m);
-        exactly<MR>(int(M), [&](auto m) { exactly<NV>(vectors, [&](auto v) { panel_rows<m, v>(K, left, packed, sums); }); });
+        exactly<MR>(int(M), [&](auto m) {
+            exactly<NV>(vectors, [&](auto v) { panel_rows<m, v>(K, left, packed, sums); });
+        });
         for (int m = 0; m < M; m++) done(m0 + m, sums[m]);
     }
 }
