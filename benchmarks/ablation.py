@@ -32,7 +32,7 @@ import torch
 from common import Bench, Curve, step_seconds, train_arm, usual_machine
 from shenhong.model import ModelConfig
 from shenhong.model.counts import forward_flops, parameters
-from shenhong.run import atomic_write
+from shenhong.runs.files import atomic_write
 from shenhong.train.settings import TrainSettings
 
 FACTORS = (0.5, 1.0, 2.0)  # of the recipe's matrix rate

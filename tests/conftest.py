@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from shenhong.cli import main
-from shenhong.run import digest
+from shenhong.cli.main import main
+from shenhong.runs.files import digest
 
 Captured = pytest.CaptureFixture[str]
 

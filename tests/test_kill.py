@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from shenhong.cli import STAGES, main
-from shenhong.run import read_events
+from shenhong.cli.main import STAGES, main
+from shenhong.runs.events import read_events
 from tests.conftest import Tiny, shenhong
 
 KILLS, INSIDE_CHECKPOINT = 20, 5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "shenhong"
@@ -20,14 +19,10 @@ def imports(file: Path) -> set[str]:
     return {name for name in found if name.startswith("shenhong.")}
 
 
-def test_corpus_and_tokenizer_do_not_import_each_other():
+def test_the_tokenizer_does_not_know_the_corpus():
     rooms: dict[str, set[str]] = {}
     for file in SOURCE.rglob("*.py"):
         room = file.relative_to(SOURCE).parts[0].removesuffix(".py")
         rooms.setdefault(room, set()).update(name.split(".")[1] for name in imports(file))
     assert "tokenizer" in rooms["corpus"] and "corpus" not in rooms["tokenizer"]
-    below = {
-        room: rooms[room] - {room} for room in ("corpus", "tokenizer", "normalise", "variants")
-    }
-    TopologicalSorter(below).prepare()  # raises CycleError
-    assert not below["normalise"] - {"variants"} and not below["variants"]
+    assert rooms["tokenizer"] <= {"tokenizer", "errors"}

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from shenhong import pipeline
-from shenhong.cli import STAGES, main
-from shenhong.run import Run, digest
+from shenhong.cli.main import STAGES, main
+from shenhong.runs.files import digest
+from shenhong.runs.run import Run
 from shenhong.train import checkpoint
 from shenhong.train.trainer import StepResult, Trainer
 from tests.conftest import Captured, Tiny, shenhong, state

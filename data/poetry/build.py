@@ -25,10 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rhymes import MISSING, SAME_SOUND
 
-from shenhong.variants import VARIANTS
+from shenhong.tokenizer.variants import VARIANTS
 
 HERE = Path(__file__).resolve().parent
-RHYMES = HERE.parents[1] / "src/shenhong/pingshui.json"
+RHYMES = HERE.parents[1] / "src/shenhong/domains/verse/pingshui.json"
 
 POEMS_PACKAGE = "chinese-poetry@2.0.1"
 POEMS_SHA256 = "25b549e46919c3a0569db6b68ddc96956b04a484ea4518ad2bbd4f137e307e86"

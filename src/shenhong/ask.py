@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from shenhong import LONGEST_ANSWER
-from shenhong.corpus.verse import asked_rhyme
+from shenhong.chat.template import asking
+from shenhong.domains.verse.corpus import asked_rhyme
+from shenhong.domains.verse.prosody import pingshui
 from shenhong.engine import Sampling
 from shenhong.errors import RequestError
 from shenhong.models import open_writer
-from shenhong.prosody import pingshui
-from shenhong.serve.template import asking
 from shenhong.tokenizer import Tokenizer
 
 

@@ -22,11 +22,13 @@ from typing import Any
 
 from shenhong import LONGEST_ANSWER, __version__
 from shenhong.errors import RecipeError, RequestError, RunError, ShenhongError
-from shenhong.memory import give_back
 from shenhong.model import Decoder, ModelConfig
 from shenhong.parallel import Mesh, join, leave
 from shenhong.recipe import Recipe, load
-from shenhong.run import Run, atomic_folder, atomic_write, digest, read_events
+from shenhong.runs.events import read_events
+from shenhong.runs.files import atomic_folder, atomic_write, digest
+from shenhong.runs.memory import give_back
+from shenhong.runs.run import Run
 
 SAMPLES, SAMPLE_TOKENS = 4, 80  # written at every look at held-out text
 
@@ -190,8 +192,8 @@ def _corpus(context: Context) -> dict[str, Any]:
 
 
 def _tokenizer(context: Context) -> dict[str, Any]:
-    from shenhong.inherit import take_over
-    from shenhong.tokenizer import build
+    from shenhong.stages.init_from import take_over
+    from shenhong.tokenizer.tokenizer import build
 
     with atomic_folder(context.path / "tokenizer") as folder:
         recipe = context.recipe
@@ -204,7 +206,7 @@ def _tokenizer(context: Context) -> dict[str, Any]:
 
 def _tokens(context: Context) -> dict[str, Any]:
     from shenhong.corpus.pack import pack
-    from shenhong.inherit import check_prompts
+    from shenhong.stages.init_from import check_prompts
     from shenhong.tokenizer import Tokenizer
 
     check_prompts(context.path / "corpus", Tokenizer.load(context.path / "tokenizer"))
@@ -220,7 +222,7 @@ def _tokens(context: Context) -> dict[str, Any]:
 
 def _architecture(context: Context) -> ModelConfig:
     """The recipe's model with this run's tokenizer, or the shape of the model that training began from."""
-    from shenhong.inherit import architecture
+    from shenhong.stages.init_from import architecture
     from shenhong.tokenizer import Tokenizer
 
     if context.recipe.init:
@@ -235,7 +237,7 @@ def _architecture(context: Context) -> ModelConfig:
 
 
 def _train(context: Context) -> dict[str, Any]:
-    from shenhong.inherit import weights
+    from shenhong.stages.init_from import weights
     from shenhong.train import train
 
     recipe, config = context.recipe, _architecture(context)

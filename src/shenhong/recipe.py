@@ -20,7 +20,7 @@ from shenhong.corpus.settings import CorpusSettings
 from shenhong.errors import ModelError, RecipeError
 from shenhong.evaluate.settings import EvaluateSettings
 from shenhong.model.config import ModelConfig
-from shenhong.run import beside
+from shenhong.runs.files import beside
 from shenhong.tokenizer import TokenizerSettings
 from shenhong.train.settings import TrainSettings
 

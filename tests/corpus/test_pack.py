@@ -8,7 +8,8 @@ from safetensors import safe_open
 
 from shenhong.corpus.pack import best_fit, pack, render, rows
 from shenhong.errors import DataError
-from shenhong.tokenizer import TokenizerSettings, train
+from shenhong.tokenizer import TokenizerSettings
+from shenhong.tokenizer.tokenizer import train
 
 CHARACTERS = "".join(chr(c) for c in range(0x4E00, 0x4E00 + 200))
 TOKENIZER = train(

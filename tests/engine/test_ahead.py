@@ -13,7 +13,7 @@ from shenhong.engine.cache import lay_out
 from shenhong.engine.sampler import draw, draws
 from shenhong.model import PreparedDecoder
 from shenhong.numerics import kernels_in_use
-from shenhong.numerics.fused_decode import DRAW, Writing
+from shenhong.numerics.cpu.decode import DRAW, Writing
 from tests.engine.test_engine import make, make_prompts
 from tests.engine.test_requests import assert_nothing_is_held, run, some_requests
 from tests.model.random_configs import random_config, random_decoder

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from shenhong.engine import Constraint, Engine, Request, Sampling
 from shenhong.engine.text import TextStream, token_bytes
 from shenhong.errors import RequestError
-from shenhong.tokenizer import TokenizerSettings, train
+from shenhong.tokenizer import TokenizerSettings
+from shenhong.tokenizer.tokenizer import train
 from tests.model.random_configs import random_config, random_decoder
 
 TOKENIZER = train(

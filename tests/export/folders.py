@@ -7,7 +7,8 @@ from pathlib import Path
 
 from shenhong.export import save_model
 from shenhong.model import Decoder, ModelConfig
-from shenhong.tokenizer import Tokenizer, TokenizerSettings, train
+from shenhong.tokenizer import Tokenizer, TokenizerSettings
+from shenhong.tokenizer.tokenizer import train
 from tests.model.random_configs import random_config, random_decoder
 
 TEXT = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。 The quick brown fox jumps over 13 lazy dogs.\n"

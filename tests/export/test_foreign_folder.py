@@ -21,14 +21,15 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from shenhong.ask import answers
-from shenhong.cli import main
+from shenhong.chat.template import asking
+from shenhong.cli.main import main
 from shenhong.engine import Sampling
 from shenhong.engine.text import TextStream, token_bytes
 from shenhong.errors import ModelError
 from shenhong.model.counts import cache_numbers, parameters
 from shenhong.models import open_source, open_writer
-from shenhong.serve.template import asking
-from shenhong.tokenizer import Special, Tokenizer
+from shenhong.tokenizer import Tokenizer
+from shenhong.tokenizer.tokenizer import Special
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from shenhong.cli import main
+from shenhong.cli.main import main
 from shenhong.errors import ModelError, RunError
 from shenhong.export import deepseek2, open_gguf, save_gguf, save_model
 from shenhong.model import Yarn

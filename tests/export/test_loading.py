@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from shenhong.errors import ModelError
 from shenhong.export import huggingface, load_model, save_model
 from shenhong.model import ModelConfig
-from shenhong.numerics import documents, fp8
+from shenhong.numerics import documents
+from shenhong.numerics.formats import fp8
 from tests.model.random_configs import random_config, random_decoder, random_tokens
 
 MATRIX = "model.layers.0.self_attn.o_proj.weight"

@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from shenhong.chat.template import asking
 from shenhong.engine import Engine, Sampling
 from shenhong.models import Source, open_source
 from shenhong.numerics import documents
-from shenhong.serve.template import asking
 
 FILE = Path(os.environ.get("SHENHONG_SMOLLM2", "runs/SmolLM2-135M-Instruct.gguf"))
 pytestmark = pytest.mark.skipif(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shenhong.cli import main
+from shenhong.cli.main import main
 from shenhong.export import save_gguf
 from shenhong.export.verdicts import (
     ENGINES,

@@ -11,7 +11,7 @@ from shenhong.errors import ModelError
 from shenhong.model import Decoder, PreparedDecoder, Yarn
 from shenhong.model.rope import rope_tables, rotate
 from shenhong.numerics import Documents, kernels_in_use, use_kernels
-from shenhong.numerics.fused_decode import Batch
+from shenhong.numerics.cpu.decode import Batch
 from tests.model.random_configs import (
     random_config,
     random_decoder,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shenhong.run import read_events
+from shenhong.runs.events import read_events
 
 SCRIPT = Path(__file__).with_name("losses.py")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shenhong.tokenizer import CHAT_TEMPLATE
+from shenhong.tokenizer.tokenizer import CHAT_TEMPLATE
 from tests.conftest import Tiny
 from tests.serve.running import Running, running, with_template
 

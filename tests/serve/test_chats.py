@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from shenhong.serve.verse import verse_part
+from shenhong.domains.verse.page import verse_part
 from tests.conftest import Tiny
 from tests.serve.running import Running, events, running, slowly
 

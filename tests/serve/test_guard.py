@@ -12,8 +12,8 @@ import pytest
 from fastapi.routing import APIRoute
 
 from shenhong.errors import ServeError
-from shenhong.serve.faults import Fault
-from shenhong.serve.guard import Keys, read_keys
+from shenhong.serve.http.faults import Fault
+from shenhong.serve.http.guard import Keys, read_keys
 from shenhong.serve.server import listen
 from shenhong.serve.settings import Settings
 from tests.conftest import Tiny

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shenhong.serve.faults import Fault
-from shenhong.serve.limits import Meter, depth_of, depth_of_value, multiples_fit
+from shenhong.serve.http.faults import Fault
+from shenhong.serve.http.limits import Meter, depth_of, depth_of_value, multiples_fit
 from shenhong.serve.settings import Limits
 from tests.conftest import Tiny
 from tests.serve.running import FREE, Running, running, slowly

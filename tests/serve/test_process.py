@@ -19,7 +19,7 @@ import httpx
 import openai
 import pytest
 
-from shenhong.cli import main
+from shenhong.cli.main import main
 from tests.conftest import Tiny, shenhong
 
 LOAD = Path(__file__).parents[2] / "benchmarks" / "serve_load.py"

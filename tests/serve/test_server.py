@@ -18,9 +18,9 @@ from typing import Any
 import httpx
 import pytest
 
-from shenhong.serve.faults import Fault
-from shenhong.serve.sse import EventStream
-from shenhong.tokenizer import CHAT_TEMPLATE
+from shenhong.serve.http.faults import Fault
+from shenhong.serve.http.sse import EventStream
+from shenhong.tokenizer.tokenizer import CHAT_TEMPLATE
 from tests.conftest import Tiny
 from tests.serve.running import FREE, Running, running, slowly, with_template
 

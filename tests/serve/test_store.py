@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shenhong.errors import ServeError
-from shenhong.serve.store import Store, new_id
+from shenhong.serve.page.store import Store, new_id
 
 
 def message(

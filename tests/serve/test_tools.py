@@ -12,10 +12,8 @@ import pytest
 from openai import OpenAI
 from transformers import AutoTokenizer
 
-from shenhong.engine import Constraint
-from shenhong.engine.structured import Grammars
-from shenhong.serve import openai_api
-from shenhong.serve.calls import (
+from shenhong.chat.template import Template
+from shenhong.chat.tool_calls import (
     BARE,
     CODER,
     DEEPSEEK,
@@ -27,10 +25,13 @@ from shenhong.serve.calls import (
     TAGGED,
     Offer,
 )
+from shenhong.engine import Constraint
+from shenhong.engine.structured import Grammars
 from shenhong.serve.generation import calls_constraint
-from shenhong.serve.schemas import ChatRequest, Function
-from shenhong.serve.template import Template
-from shenhong.tokenizer import SPECIAL, Tokenizer
+from shenhong.serve.openai import api as openai_api
+from shenhong.serve.openai.schemas import ChatRequest, Function
+from shenhong.tokenizer import Tokenizer
+from shenhong.tokenizer.tokenizer import SPECIAL
 from tests.conftest import Tiny
 from tests.serve.running import Running, running, with_template
 

@@ -23,12 +23,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shenhong.corpus import dedup, rules, shingles, split, verse
+from shenhong.corpus import dedup, rules, shingles, split
 from shenhong.corpus.read import Columns, read
 from shenhong.corpus.report import Step
 from shenhong.corpus.settings import CorpusSettings
+from shenhong.domains.verse import corpus as verse
 from shenhong.errors import DataError
-from shenhong.normalise import simplify, unify
+from shenhong.tokenizer.normalise import simplify, unify
 
 _VERSE = ("form", "title", "author", "prosody_text")
 _SORTED_AT_ONCE = 96 << 20  # bytes of text that are sorted in memory at a time

@@ -11,7 +11,7 @@ from typing import Any
 
 from shenhong.corpus.read import find
 from shenhong.corpus.settings import CorpusSettings
-from shenhong.run import beside, digest
+from shenhong.runs.files import beside, digest
 
 
 def record(settings: CorpusSettings, run: Path) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from shenhong.engine.cache import lay_out
 from shenhong.engine.scheduler import Part, Scheduler
 from shenhong.model import PreparedDecoder
 from shenhong.model.cache import Pools
-from shenhong.numerics.fused_decode import DRAW, Writing
+from shenhong.numerics.cpu.decode import DRAW, Writing
 
 SECONDS = 1 / 60  # a call may take: a frame of a display
 STEPS = 32  # tokens of a text that it may write

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from shenhong.numerics.fused_decode import Batch
+from shenhong.numerics.cpu.decode import Batch
 
 
 def chain(before: bytes, tokens: Sequence[int]) -> bytes:

@@ -32,12 +32,7 @@ from shenhong.engine.request import (
     Sampling,
     TokenLogprob,
 )
-from shenhong.engine.sampler import (
-    Penalties,
-    draw,
-    log_probabilities,
-    request_seed,
-)
+from shenhong.engine.sampler import Penalties, draw, log_probabilities, request_seed
 from shenhong.engine.scheduler import Part, Scheduler
 from shenhong.engine.scheduler import Sequence as Text
 from shenhong.engine.speculate import Drafter, DraftReport, Followed

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shenhong.engine.request import Sampling, TokenLogprob
-from shenhong.numerics.fused_decode import DRAW, draw_tokens
-from shenhong.numerics.kernels import fast
+from shenhong.numerics.cpu.decode import DRAW, draw_tokens
+from shenhong.numerics.cpu.native import fast
 
 # Below this temperature the likeliest token is taken: the quotient would leave fp32's range.
 COLD = 1e-5

@@ -11,7 +11,8 @@ import re
 
 from tokenizers import decoders
 
-from shenhong.tokenizer import Tokenizer, byte_alphabet
+from shenhong.tokenizer import Tokenizer
+from shenhong.tokenizer.tokenizer import byte_alphabet
 
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from shenhong.domains.verse import measures as verse
 from shenhong.errors import DataError
-from shenhong.evaluate import verse
 from shenhong.evaluate.copying import copies, summarise
 from shenhong.evaluate.metrics import ScoredText, distinct, mean, ratio
 from shenhong.evaluate.ngram import NGram

@@ -17,8 +17,9 @@ from typing import Any
 
 import tomli_w
 
+from shenhong.domains.verse import report as report_verse
+from shenhong.domains.verse.report import share
 from shenhong.errors import RunError
-from shenhong.evaluate import report_verse
 from shenhong.evaluate.charts import Curves, Loads, Series, Shares, short
 from shenhong.evaluate.page import (
     Block,
@@ -31,8 +32,8 @@ from shenhong.evaluate.page import (
     markdown_page,
     page,
 )
-from shenhong.evaluate.report_verse import share
-from shenhong.run import atomic_write, read_events
+from shenhong.runs.events import read_events
+from shenhong.runs.files import atomic_write
 
 Json = Mapping[str, Any]
 _LAYERS_DRAWN = 6  # each with a curve of its own; of more, the mean and the worst

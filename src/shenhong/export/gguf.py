@@ -21,8 +21,9 @@ from shenhong.export import deepseek2
 from shenhong.export.huggingface import Entry, check_tokenizer, load_model, read_shape
 from shenhong.export.verdicts import LLAMA_CPP, verdict
 from shenhong.model import ModelConfig
-from shenhong.run import atomic_file
-from shenhong.tokenizer import Tokenizer, deepseek_v3_splits
+from shenhong.runs.files import atomic_file
+from shenhong.tokenizer import Tokenizer
+from shenhong.tokenizer.tokenizer import deepseek_v3_splits
 
 _Kind = gguf.GGMLQuantizationType
 KINDS = {32: _Kind.F32, 16: _Kind.F16, 8: _Kind.Q8_0, 4: _Kind.Q4_0}

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer as Backend
 
 from shenhong.errors import ModelError
 from shenhong.export.gguf_file import GgufFile
-from shenhong.tokenizer import Special, Tokenizer, deepseek_v3_splits, whole
+from shenhong.tokenizer import Tokenizer
+from shenhong.tokenizer.tokenizer import Special, deepseek_v3_splits, whole
 
 _Kind = gguf.TokenType
 Splits = pre_tokenizers.PreTokenizer

@@ -30,8 +30,8 @@ from shenhong.export.shards import INDEX, SINGLE, Stored
 from shenhong.model import Decoder, ModelConfig
 from shenhong.model.hf_config import FP8, read_config, to_hf
 from shenhong.model.rope import half_split, interleaved
-from shenhong.numerics import fp8
-from shenhong.run import atomic_folder
+from shenhong.numerics.formats import fp8
+from shenhong.runs.files import atomic_folder
 
 log = logging.getLogger("shenhong.export")
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shenhong.numerics.fused_decode import Batch
+from shenhong.numerics.cpu.decode import Batch
 
 # Kernels read whole vectors, so a little past the last row.
 SLACK = 256

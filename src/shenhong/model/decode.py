@@ -32,14 +32,7 @@ from shenhong.model.experts import ExpertBlock, Router
 from shenhong.model.layers import FeedForward
 from shenhong.model.multitoken import MultiTokenLayer
 from shenhong.numerics import kernels_in_use, ops
-from shenhong.numerics.fused_decode import (
-    Batch,
-    FusedLayers,
-    Writing,
-    pack,
-    pack_gated,
-    project,
-)
+from shenhong.numerics.cpu.decode import Batch, FusedLayers, Writing, pack, pack_gated, project
 
 log = logging.getLogger("shenhong.model")
 

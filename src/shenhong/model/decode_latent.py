@@ -21,7 +21,7 @@ from shenhong.model.attention import LATENT_NORM_EPS, LatentAttention
 from shenhong.model.cache import Places
 from shenhong.model.rope import rotate
 from shenhong.numerics import ops
-from shenhong.numerics.fused_decode import pack
+from shenhong.numerics.cpu.decode import pack
 
 
 @dataclass(frozen=True)

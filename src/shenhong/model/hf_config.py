@@ -13,14 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from shenhong.errors import ModelError
-from shenhong.model.config import (
-    LinearRope,
-    Llama3Rope,
-    ModelConfig,
-    RopeScaling,
-    Yarn,
-    check_type,
-)
+from shenhong.model.config import LinearRope, Llama3Rope, ModelConfig, RopeScaling, Yarn, check_type
 
 
 class Only(NamedTuple):

@@ -1,6 +1,6 @@
 """Arithmetic: the ops of a training step, their PyTorch references and their CPU kernels."""
 
-from shenhong.numerics.kernels import kernels_in_use, use_kernels
+from shenhong.numerics.cpu.native import kernels_in_use, use_kernels
 from shenhong.numerics.ops import (
     Documents,
     Plan,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shenhong.numerics.kernels import call, fast
+from shenhong.numerics.cpu.native import call, fast
 
 # For singular values in [SMALLEST, LARGEST], which come out within 0.094 of one; rounding may leave the largest a
 # little above one. Smaller ones are mostly noise of the batch and stay below one.

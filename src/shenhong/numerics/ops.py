@@ -12,12 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shenhong.numerics import fused_experts, reference
-from shenhong.numerics.fused_attention import HeadAttention, LatentAttention
-from shenhong.numerics.fused_experts import Experts
-from shenhong.numerics.fused_loss import CrossEntropy
-from shenhong.numerics.fused_norm import RmsNorm, SwiGlu
-from shenhong.numerics.kernels import fast, library
+from shenhong.numerics import reference
+from shenhong.numerics.cpu import experts as fused_experts
+from shenhong.numerics.cpu.attention import HeadAttention, LatentAttention
+from shenhong.numerics.cpu.experts import Experts
+from shenhong.numerics.cpu.loss import CrossEntropy
+from shenhong.numerics.cpu.native import fast, library
+from shenhong.numerics.cpu.norm import RmsNorm, SwiGlu
 from shenhong.numerics.reference import Documents, Plan, documents
 
 __all__ = [

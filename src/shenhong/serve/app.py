@@ -13,11 +13,14 @@ from fastapi.responses import FileResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shenhong import __version__
-from shenhong.serve import chats, openai_api, ops, responses, runs
-from shenhong.serve.faults import HANDLERS, Fault
-from shenhong.serve.guard import Guard
+from shenhong.serve.http import ops
+from shenhong.serve.http.faults import HANDLERS, Fault
+from shenhong.serve.http.guard import Guard
 from shenhong.serve.hub import Hub
-from shenhong.serve.jobs import Jobs
+from shenhong.serve.openai import api as openai_api
+from shenhong.serve.openai import responses
+from shenhong.serve.page import chats, runs
+from shenhong.serve.page.jobs import Jobs
 
 UI = Path(__file__).parent / "ui"
 mimetypes.add_type("application/manifest+json", ".webmanifest")

@@ -21,7 +21,7 @@ from shenhong.engine import Engine
 from shenhong.engine.request import Constraint, EngineStats, Event, Request
 from shenhong.engine.structured import Matcher
 from shenhong.errors import RequestError
-from shenhong.serve.faults import Fault, bad, stopping
+from shenhong.serve.http.faults import Fault, bad, stopping
 
 log = logging.getLogger("shenhong")
 

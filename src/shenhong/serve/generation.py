@@ -8,15 +8,15 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from shenhong.chat.tool_calls import Call, Calls, Form, Offer, joined, may_begin
 from shenhong.engine import Sampling, request_seed
 from shenhong.engine.request import Constraint, Request, TokenLogprob, Usage
 from shenhong.errors import RequestError
-from shenhong.serve.calls import Call, Calls, Form, Offer, joined, may_begin
 from shenhong.serve.engine_thread import Stream
-from shenhong.serve.faults import Fault, bad, stopping
+from shenhong.serve.http.faults import Fault, bad, stopping
+from shenhong.serve.http.limits import MOST_MULTIPLE, depth_of_value, multiples_fit
 from shenhong.serve.hub import Hub, Served
-from shenhong.serve.limits import MOST_MULTIPLE, depth_of_value, multiples_fit
-from shenhong.serve.schemas import (
+from shenhong.serve.openai.schemas import (
     ChatMessage,
     ChatRequest,
     Drawing,
@@ -26,8 +26,8 @@ from shenhong.serve.schemas import (
     TextPart,
     ToolCall,
 )
+from shenhong.serve.openai.tools import constraint, offered
 from shenhong.serve.settings import Limits
-from shenhong.serve.tools import constraint, offered
 
 NOTHING = Usage(0, 0, 0)
 OPENED, CLOSED = "<think>", "</think>"
@@ -284,7 +284,7 @@ def calls_constraint(
 
 def template_variables(model: Served, given: dict[str, Any] | None) -> dict[str, Any]:
     """chat_template_kwargs: only what the template asks about. Fault: 400."""
-    from shenhong.serve.template import OURS
+    from shenhong.chat.template import OURS
 
     allowed = model.template.variables - OURS - {"raise_exception", "strftime_now"}
     for name in given or {}:

@@ -14,16 +14,16 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from shenhong.chat.template import Template
 from shenhong.engine import Sampling
 from shenhong.models import Writer, facts, folder_of, is_gguf, open_writer
 from shenhong.serve.engine_thread import EngineThread
-from shenhong.serve.faults import Fault
-from shenhong.serve.guard import Keys
-from shenhong.serve.limits import Meter
-from shenhong.serve.sampling import defaults_of
+from shenhong.serve.http.faults import Fault
+from shenhong.serve.http.guard import Keys
+from shenhong.serve.http.limits import Meter
+from shenhong.serve.openai.sampling import defaults_of
+from shenhong.serve.page.store import Store
 from shenhong.serve.settings import Settings, default_data
-from shenhong.serve.store import Store
-from shenhong.serve.template import Template
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -20,9 +20,9 @@ import uvicorn
 
 from shenhong.errors import ServeError
 from shenhong.serve.app import create_app
-from shenhong.serve.connection import within
-from shenhong.serve.faults import stopping
-from shenhong.serve.guard import is_loopback
+from shenhong.serve.http.connection import within
+from shenhong.serve.http.faults import stopping
+from shenhong.serve.http.guard import is_loopback
 from shenhong.serve.hub import Hub, Served
 from shenhong.serve.settings import Settings
 

@@ -18,7 +18,7 @@ import torch
 from shenhong import numerics
 from shenhong.model.counts import forward_flops, parameters
 from shenhong.parallel import Mesh
-from shenhong.run import Run
+from shenhong.runs.run import Run
 from shenhong.train import machine
 from shenhong.train.trainer import Trainer
 

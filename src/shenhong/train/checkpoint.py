@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from shenhong.errors import CheckpointError
-from shenhong.run import atomic_folder, digest
+from shenhong.runs.files import atomic_folder, digest
 
 KEPT = 2
 

@@ -19,10 +19,10 @@ import torch
 
 from shenhong import numerics
 from shenhong.errors import CheckpointError, TrainingError
-from shenhong.memory import give_back
 from shenhong.model import Decoder, ModelConfig
 from shenhong.parallel import Mesh
-from shenhong.run import Run
+from shenhong.runs.memory import give_back
+from shenhong.runs.run import Run
 from shenhong.train import budget, checkpoint, machine
 from shenhong.train.data import Rows
 from shenhong.train.display import Display

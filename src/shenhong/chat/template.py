@@ -1,0 +1,250 @@
+"""A model's own chat template: from messages to the tokens of its prompt.
+
+The template comes with the model and the messages from a caller, so neither is trusted: `sandbox` renders, this asks.
+What callers write can never become a special token: in their text a mark is put inside everything that could begin
+the name of one, the rendered text is cut at the names that are left, and the mark is taken out again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shenhong.chat import sandbox
+from shenhong.chat.tool_calls import PROBE_TEXT, PROBE_TOOL, Form, form_of, probes
+from shenhong.errors import RequestError, ServeError
+from shenhong.serve.http.faults import Fault, bad
+from shenhong.serve.settings import Limits
+from shenhong.tokenizer import Tokenizer
+from shenhong.tokenizer.normalise import normalise
+
+AT_ONCE = 8  # renderings
+LONG = 10_000  # characters
+START_SECONDS = 10.0
+# Of a model that was never tuned to talk: it goes on with what was said.
+CONTINUE = "{{ begin }}{{ messages | map(attribute='content') | join('\n') }}"
+NEVER = "(?!)"  # what a tokenizer without special tokens has to be looked for
+OURS = {
+    "messages",
+    "add_generation_prompt",
+    "bos_token",
+    "eos_token",
+    "pad_token",
+    "tools",
+    "begin",
+}
+
+
+def _escaped(character: int) -> str:
+    """As JSON in ASCII writes it."""
+    return f"\\u{character:04x}"
+
+
+class Template:
+    """The template that came with a tokenizer. Use as a context manager, or `close` it. Errors: ServeError when the template cannot be used at all."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, seconds: float) -> None:
+        template = tokenizer.special.template
+        self.source = CONTINUE if template is None else template
+        self.tokenizer, self.seconds = tokenizer, seconds
+        self._folder = tempfile.TemporaryDirectory(prefix="shenhong-")
+        self._address = str(Path(self._folder.name) / "template")
+        path = Path(self._folder.name) / "chat_template.jinja"
+        path.write_text(self.source, encoding="utf-8")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self._address)
+            listener.listen(128)
+            number = str(listener.fileno())
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", sandbox.__file__, str(path), number, str(seconds)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=[listener.fileno()],
+            )
+        facts = self._facts(Path(folder))
+        self.variables = frozenset(facts["names"])
+        self.thinking = "<think>" in self.source
+        self.tools = "tools" in self.variables
+        self.calls, self.calls_in_text = self._calls()
+        self._gate = asyncio.Semaphore(AT_ONCE)
+        special = [t.content for t in tokenizer.backend.get_added_tokens_decoder().values()]
+        names = sorted(filter(None, special), key=len, reverse=True)
+        self.marks = {  # of calls, where they are special tokens
+            id: token.content
+            for id, token in tokenizer.backend.get_added_tokens_decoder().items()
+            if token.special and self.calls and token.content in self.calls.call("", PROBE_TEXT)
+        }
+        self._special = {name: tokenizer.backend.token_to_id(name) or 0 for name in names}
+        self._cut = re.compile("(" + ("|".join(map(re.escape, names)) or NEVER) + ")")
+        starts = (f"{re.escape(n[0])}(?={re.escape(n[1:2])}|\\Z)" for n in names)
+        self._begins = re.compile("|".join(dict.fromkeys(starts)) or NEVER)
+
+    def _facts(self, model: Path) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        try:
+            # Compiling may hang too: whoever reads waits only so long.
+            ready, _, _ = select.select([self._process.stdout], [], [], START_SECONDS)
+            facts = json.loads(self._process.stdout.readline()) if ready else {"error": "it hangs"}
+        except ValueError:
+            facts = {"error": "its process ended"}
+        if "error" in facts:
+            self.close()
+            raise ServeError(f"{model}: chat_template is not usable: {facts['error']}")
+        return facts
+
+    def close(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._process.terminate()
+        self._process.wait()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Template:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _calls(self) -> tuple[Form | None, bool]:
+        """How calls of tools are read, None where they cannot be, and whether the template takes arguments as text."""
+        tools = {"tools": [PROBE_TOOL], "add_generation_prompt": False}
+        for arguments in (json.loads(PROBE_TEXT), PROBE_TEXT) if self.tools else ():
+            try:
+                made = [self._probe({"messages": shown} | tools) for shown in probes(arguments)]
+            except (OSError, ValueError, KeyError):
+                continue  # it refuses, loops or explodes
+            if form := form_of(*made):
+                return form, isinstance(arguments, str)
+        return None, False
+
+    def _probe(self, variables: dict[str, Any]) -> str:
+        with socket.socket(socket.AF_UNIX) as to:
+            to.settimeout(self.seconds + 1)
+            to.connect(self._address)
+            to.sendall(json.dumps(self._names() | variables).encode() + b"\n")
+            with to.makefile("rb") as lines:
+                return json.loads(lines.readline())["text"]
+
+    def _names(self) -> dict[str, str]:
+        """Of the special tokens, as templates ask for them."""
+        tokenizer = self.tokenizer
+        return {
+            "bos_token": self._name(tokenizer.bos_id),
+            "eos_token": self._name(tokenizer.eos_id),
+            "pad_token": self._name(tokenizer.pad_id),
+            "begin": "".join(map(self._name, tokenizer.begin)),
+        }
+
+    def _name(self, token: int) -> str:
+        return self.tokenizer.backend.id_to_token(token) or ""
+
+    async def prompt(
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        more: Mapping[str, Any] | None = None,
+        generation: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> tuple[list[int], bool]:
+        """Tokens of a conversation up to where the answer begins, and whether it begins inside of thinking.
+
+        `more`: further variables of the template. Fault: 400 where it refuses, loops or explodes.
+        """
+        said_all: list[dict[str, Any]] = [dict(message) for message in messages]
+        for message in said_all:
+            if self.tokenizer.simplify and isinstance(text := message.get("content"), str):
+                message["content"] = normalise(text)
+        given = {"messages": said_all, "tools": list(tools) or None, **(more or {})}
+        said = json.dumps(given, ensure_ascii=False)
+        private = map(chr, range(0xE000, 0xF900))
+        mark = next((c for c in private if c not in said and _escaped(ord(c)) not in said), None)
+        if mark is None:
+            raise bad("every character for private use stands in it; leave one out", "messages")
+        variables = {
+            "add_generation_prompt": generation,
+            **self._names(),
+            **self._marked(given, mark),
+        }
+        text = await self._render(variables)
+        long = len(text) > LONG  # is cut beside the event loop, so that others go on
+        ids = (
+            await asyncio.to_thread(self._tokens, text, mark) if long else self._tokens(text, mark)
+        )
+        thinking = self.thinking and text.rfind("<think>") > text.rfind("</think>")
+        return ids, generation and thinking and text.rstrip().endswith("<think>")
+
+    def _marked(self, value: Any, mark: str) -> Any:
+        """With the mark inside of everything in it that could begin the name of a special token."""
+        if isinstance(value, str):
+            return self._begins.sub(lambda found: found[0] + mark, value)
+        if isinstance(value, dict):  # the template asks for keys by name
+            keys = (key if key.isidentifier() else self._marked(key, mark) for key in value)
+            return dict(zip(keys, (self._marked(v, mark) for v in value.values()), strict=True))
+        return [self._marked(v, mark) for v in value] if isinstance(value, list) else value
+
+    def _tokens(self, text: str, mark: str) -> list[int]:
+        text = text.replace(_escaped(ord(mark)), mark)  # of a template that writes JSON in ASCII
+        ids: list[int] = []
+        for piece in self._cut.split(text):
+            if piece in self._special:
+                ids.append(self._special[piece])
+            elif piece:
+                ids += self.tokenizer.encode(piece.replace(mark, ""))
+        return ids
+
+    async def _render(self, variables: dict[str, Any]) -> str:
+        too_long = bad(
+            f"the model's chat template did not finish within {self.seconds:g} s on these messages",
+            "messages",
+            "template",
+        )
+        try:
+            async with self._gate, asyncio.timeout(self.seconds + 1):
+                reader, writer = await asyncio.open_unix_connection(
+                    self._address,
+                    limit=13 * sandbox.CHARACTERS,  # "\\ud83d\\ude00" is one
+                )
+                try:
+                    writer.write(json.dumps(variables).encode() + b"\n")
+                    await writer.drain()
+                    line = await reader.readline()
+                finally:
+                    writer.close()
+        except TimeoutError:
+            raise too_long from None
+        except OSError:
+            raise Fault(500, "the chat template's process is gone; restart the server") from None
+        if not line:
+            raise too_long
+        result = json.loads(line)
+        if "error" in result:
+            raise bad(
+                f"the model's chat template refuses these messages: {result['error']}",
+                "messages",
+                "template",
+            )
+        return result["text"]
+
+
+@contextmanager
+def asking(model: Path, tokenizer: Tokenizer) -> Iterator[Callable[[str], list[int]]]:
+    """What makes the prompt of one message, for callers that serve nobody. Errors: ServeError, RequestError."""
+    with Template(model, tokenizer, Limits().template_seconds) as template:
+
+        def ask(message: str) -> list[int]:
+            try:
+                return asyncio.run(template.prompt([{"role": "user", "content": message}]))[0]
+            except Fault as fault:
+                raise RequestError(fault.message) from None
+
+        yield ask

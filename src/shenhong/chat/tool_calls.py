@@ -1,0 +1,403 @@
+"""How models write calls of tools: a table of forms, which of them a template uses, and how calls are read as they come.
+
+A call counts from the moment its function, one that is offered, and the opening bracket of its arguments are certain;
+what may still become that is held back, and what cannot is text, so nothing that was written is lost. The arguments are
+then passed on as the model writes them. Without a grammar (`tools`) they may be broken or cut, as OpenAI's may: the
+call keeps what was written of them, and what stands behind that, and is no end of a call, is text again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import string
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from shenhong.serve.openai.schemas import Function
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to write calls: mark, opened, call (more, call)*, closed; a call is head, arguments, one of the tails.
+
+    White space between signs is written as it is here, and read in any measure. `mark`: where calls begin in a text;
+    empty: they are the whole answer. `head`: with %s for the name. `more`: None where there is only one call. `tails`:
+    the first is written, all are read; in them ID stands for any word. `pair`: what stands before, between and behind
+    name and value of an argument; None: the arguments are one JSON object.
+    """
+
+    mark: str
+    opened: str
+    head: str
+    tails: tuple[str, ...]
+    more: str | None
+    closed: str
+    pair: tuple[str, str, str] | None = None
+
+    def call(self, name: str, arguments: str, tail: int = 0) -> str:
+        """A whole answer of one call."""
+        if self.pair:
+            before, between, behind = self.pair
+            arguments = "".join(
+                before
+                + key
+                + between
+                + (value if isinstance(value, str) else json.dumps(value))
+                + behind
+                for key, value in json.loads(arguments).items()
+            )
+        written = self.mark + self.opened + self.head % name + arguments + self.tails[tail]
+        return written.replace(ID, NINE) + self.closed
+
+
+ID, NINE = "\0", "123456789"
+TAGGED = Form(  # Hermes, Qwen
+    "<tool_call>",
+    "\n",
+    '{"name": "%s", "arguments": ',
+    ("}",),
+    "\n</tool_call>\n<tool_call>\n",
+    "\n</tool_call>",
+)
+BARE = Form("", "", '{"name": "%s", "parameters": ', ("}",), None, "")  # Llama
+DEEPSEEK = Form(  # DeepSeek-V3.1
+    "<｜tool▁calls▁begin｜>",
+    "",
+    "<｜tool▁call▁begin｜>%s<｜tool▁sep｜>",
+    ("<｜tool▁call▁end｜>",),
+    "",
+    "<｜tool▁calls▁end｜>",
+)
+FENCED = replace(  # DeepSeek-V3 and R1
+    DEEPSEEK,
+    head="<｜tool▁call▁begin｜>function<｜tool▁sep｜>%s\n```json\n",
+    tails=("\n```<｜tool▁call▁end｜>",),
+    more="\n",
+)
+LISTED = Form(  # Mistral until 2024
+    "[TOOL_CALLS]",
+    " [",
+    '{"name": "%s", "arguments": ',
+    ("}", f', "id": "{ID}"}}'),
+    ", ",
+    "]",
+)
+LISTED_CLOSELY = replace(LISTED, opened="[")  # its Tekken tokenizers have no space there
+MARKED = Form("[TOOL_CALLS]", "", "%s[ARGS]", ("",), "[TOOL_CALLS]", "")  # Mistral since 2025
+CODER = Form(  # Qwen3-Coder
+    "<tool_call>",
+    "\n",
+    "<function=%s>\n",
+    ("</function>",),
+    "\n</tool_call>\n<tool_call>\n",
+    "\n</tool_call>",
+    ("<parameter=", ">\n", "\n</parameter>\n"),
+)
+GLM = Form(  # GLM-4.5
+    "<tool_call>",
+    "",
+    "%s\n",
+    ("</tool_call>",),
+    "\n<tool_call>",
+    "",
+    ("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"),
+)
+FORMS = (TAGGED, BARE, DEEPSEEK, FENCED, LISTED, LISTED_CLOSELY, MARKED, CODER, GLM)
+
+
+# What a template is shown to see how it writes: an answer in words, and one that is a call.
+PROBE_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "f",
+        "description": "f",
+        "parameters": {"type": "object", "properties": {}, "additionalProperties": False},
+    },
+}
+PROBE_WORDS, PROBE_TEXT = "in words", '{"x": "y"}'
+
+
+def probes(arguments: dict[str, str] | str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The two conversations. Most templates want arguments as an object and some as text."""
+    function = {"name": "f", "arguments": arguments}
+    call = {"id": NINE, "type": "function", "function": function}
+    answers: tuple[dict[str, Any], ...] = {"content": PROBE_WORDS}, {"tool_calls": [call]}
+    worded, called = (
+        [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""} | answer]
+        for answer in answers
+    )
+    return worded, called
+
+
+def form_of(worded: str, called: str) -> Form | None:
+    """The form of calls, from what a template made of the probes; None where it is none of the table.
+
+    Templates are careless of white space, so a form that agrees but for that is taken where none agrees in all.
+    """
+    for read in (str, squeezed):
+        answer, written = read(worded), read(called)
+        for form in FORMS:
+            for tail in range(len(form.tails)):
+                call = read(form.call("f", PROBE_TEXT, tail))
+                whole = answer.replace(read(PROBE_WORDS), call).strip() == written.strip()
+                if whole or (form.mark and call in written):
+                    return form
+    return None
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+class Call(NamedTuple):
+    """One call, or something new of it: it begins with id and name, more of its arguments comes without them."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def json(self) -> dict[str, Any]:
+        """In OpenAI's shape."""
+        if not self.name:
+            return {"function": {"arguments": self.arguments}}
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+def new_call_id() -> str:
+    """Nine letters and digits: Mistral's templates take no others."""
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
+
+
+def joined(calls: Sequence[Call], news: Iterable[Call]) -> list[Call]:
+    """Calls with what is new of them."""
+    whole = list(calls)
+    for new in news:
+        if new.name:
+            whole.append(new)
+        else:
+            whole[-1] = whole[-1]._replace(arguments=whole[-1].arguments + new.arguments)
+    return whole
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The functions a model may call in one answer, and how it writes that."""
+
+    form: Form
+    functions: list[Function]
+
+
+# ------------------------------------------------------------------------ reading
+
+COMING = -1  # what is wanted may still come
+WORD, WHITE = re.compile(r"[\w-]*"), re.compile(r"\s*")
+Wanted = tuple[str, list[str], list[str]]  # a name, its signs, and signs that must follow
+OUTSIDE_STRINGS = frozenset(" \t\r\n:,+-.0123456789Eaeflnrstu")  # in JSON, beside brackets
+
+
+def signs(text: str) -> list[str]:
+    """Words and single signs, without white space."""
+    return re.findall(r"[\w-]+|[^\w\s]", text)
+
+
+def behind(text: str, wanted: Sequence[str], at: int = 0) -> int | None:
+    """The place in text behind these signs, which stand at `at`; None: it says something else."""
+    for sign in wanted:
+        at = WHITE.match(text, at).end()  # type: ignore[union-attr]
+        found = WORD.match(text, at) if sign == ID else None
+        sign = found[0] if found else sign
+        if not text.startswith(sign, at):
+            return COMING if sign.startswith(text[at : at + len(sign)]) else None
+        at += len(sign)
+    return at
+
+
+def may_begin(text: str, tag: str) -> int:
+    """How many of the last characters may be the beginning of a tag that is still coming."""
+    return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
+
+
+def pair_of(*around: str) -> re.Pattern[str]:
+    """Finds an argument; line breaks around it may be missing."""
+    before, between, end = (re.escape(part).replace("\\\n", "\n?") for part in around)
+    return re.compile(f"{before}([^<>]*){between}(.*?){end}", re.DOTALL)
+
+
+def value_of(text: str, schema: Any) -> str:
+    """A value as JSON. These forms write strings as they are and all else as JSON; the schema says which it is."""
+    said = schema if isinstance(schema, dict) else {}
+    one_of = said.get("enum")
+    if said.get("type") != "string" and not (isinstance(one_of, list) and text in one_of):
+        try:
+            json.loads(text, parse_constant=no_number)
+            return text
+        except (ValueError, RecursionError):
+            pass
+    return json.dumps(text, ensure_ascii=False)
+
+
+def no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
+
+
+class Calls:
+    """Takes calls out of text that comes in pieces. White space before and behind calls and texts is dropped."""
+
+    def __init__(self, offer: Offer) -> None:
+        form = self.form = offer.form
+        self._schemas = {function.name: function.parameters or {} for function in offer.functions}
+        self._lead = signs(form.mark + form.opened + form.head.split("%s")[0])
+        self._first = self._heads(form.mark + form.opened)
+        self._tails: list[Wanted] = [("", signs(tail), []) for tail in form.tails]
+        self._next: list[Wanted] = [("", signs(form.closed), [])]
+        if form.more is not None:
+            self._next += self._heads(form.more)
+        self._pair = form.pair and pair_of(*form.pair)
+        self._name, self._first_pair = "", True  # of the call that is read
+        self._rest = ""  # what is not told yet
+        self._last = False
+        self._reader: Callable[[], bool] = self._text
+        self._begun = False  # a text
+        self._depth, self._quoted, self._escaped = 0, False, False  # in arguments
+        self._said, self._news = "", list[Call]()
+
+    def _heads(self, before: str) -> list[Wanted]:
+        pair, (tail, *_) = self.form.pair, self.form.tails
+        return [
+            (name, signs(before + self.form.head % name), signs(begin))
+            for name in self._schemas
+            for begin in ((pair[0], tail) if pair else ("{",))
+        ]
+
+    def feed(self, text: str, last: bool = False) -> tuple[str, list[Call]]:
+        """What is certain now: text, and calls or more of the last one."""
+        self._rest, self._last = self._rest + text, last
+        self._said, self._news = "", []
+        while self._reader():
+            pass
+        return self._said, self._news
+
+    # Each reader takes what is certain off the rest; True: another one goes on.
+
+    def _text(self) -> bool:
+        mark, rest = self.form.mark, self._rest
+        at = rest.find(mark) if mark or not self._begun else -1
+        if at < 0:
+            sure = len(rest) if self._last or not mark else len(rest) - may_begin(rest, mark)
+            self._say(sure if self._last or not mark else len(rest[:sure].rstrip()))
+            return False
+        before = len(rest[:at].rstrip())
+        led = behind(rest, self._lead, at) is not None  # before each name is looked at
+        name, end = self._which(rest, self._first, at) if led else ("", None)
+        if end == COMING and not self._last:
+            self._say(before)
+            return False
+        if end is None or end == COMING:
+            self._say(at + len(mark) if mark else len(rest))
+            return bool(mark)
+        self._say(before)
+        return self._begin(name, end - before)
+
+    def _arguments(self) -> bool:
+        for at, char in enumerate(self._rest):
+            if self._escaped:
+                self._escaped = False
+            elif self._quoted:
+                self._escaped, self._quoted = char == "\\", char != '"'
+            elif char == '"':
+                self._quoted = True
+            elif char in "{[":
+                self._depth += 1
+            elif char in "}]":
+                self._depth -= 1
+                if not self._depth:
+                    return self._more(at + 1, self._tail)
+            elif char not in OUTSIDE_STRINGS:
+                return self._more(at, self._tail)
+        self._more(len(self._rest), self._arguments)
+        return False
+
+    def _pairs(self) -> bool:
+        assert self._pair and self.form.pair
+        self._rest = self._rest.lstrip()
+        over = self.form.pair[2].strip() in self._rest  # a long value is looked through once
+        if over and (found := self._pair.match(self._rest)):
+            properties = self._schemas[self._name].get("properties")
+            schema = properties.get(found[1]) if isinstance(properties, dict) else None
+            key = json.dumps(found[1], ensure_ascii=False)
+            self._tell(f"{'{' if self._first_pair else ', '}{key}: {value_of(found[2], schema)}")
+            self._rest, self._first_pair = self._rest[found.end() :], False
+            return True
+        _, end = self._which(self._rest, self._tails)
+        begun = behind(self._rest, signs(self.form.pair[0])) is not None
+        if begun and not self._last:
+            return False
+        if end == COMING:
+            return self._wait()
+        if end is not None:
+            self._tell("{}" if self._first_pair else "}")
+        self._reader = self._text if end is None else self._tail  # text: it is broken or cut
+        return True
+
+    def _tail(self) -> bool:
+        _, end = self._which(self._rest, self._tails)
+        if end == COMING:
+            return self._wait()
+        self._rest = self._rest[end or 0 :]
+        self._reader = self._text if end is None else self._behind
+        return True
+
+    def _behind(self) -> bool:
+        """The end of all calls or another one."""
+        name, end = self._which(self._rest, self._next)
+        if end == COMING:
+            return self._wait()
+        if name and end is not None:
+            return self._begin(name, end)
+        self._rest = self._rest[end or 0 :]
+        self._reader = self._text
+        return True
+
+    # What readers do.
+
+    def _which(self, text: str, wanted: Iterable[Wanted], at: int = 0) -> tuple[str, int | None]:
+        """Which of the signs stand there, and where they end."""
+        coming = False
+        for name, those, following in wanted:
+            end = behind(text, those + following, at)
+            if end is not None and end != COMING:
+                return name, behind(text, those, at)
+            coming = coming or end == COMING
+        return "", COMING if coming else None
+
+    def _wait(self) -> bool:
+        if self._last:  # an end that was cut
+            self._rest = ""
+        return False
+
+    def _begin(self, name: str, end: int) -> bool:
+        self._news.append(Call(new_call_id(), name, ""))
+        self._rest = self._rest[end:].lstrip()
+        self._depth, self._quoted, self._escaped = 0, False, False
+        self._name, self._first_pair = name, True
+        self._begun, self._reader = False, self._pairs if self._pair else self._arguments
+        return True
+
+    def _tell(self, arguments: str) -> None:
+        self._news.append(Call("", "", arguments))
+
+    def _more(self, end: int, reader: Callable[[], bool]) -> bool:
+        if end:
+            self._tell(self._rest[:end])
+        self._rest, self._reader = self._rest[end:], reader
+        return True
+
+    def _say(self, end: int) -> None:
+        text, self._rest = self._rest[:end], self._rest[end:]
+        text = text if self._begun else text.lstrip()
+        self._begun = self._begun or bool(text)
+        self._said += text

@@ -1,0 +1,5 @@
+import sys
+
+from shenhong.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Regulated Chinese verse."""

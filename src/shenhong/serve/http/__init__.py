@@ -1,0 +1,1 @@
+"""What stands between a socket and an answer: connections, faults, keys and hosts, limits, streams, health."""

@@ -1,0 +1,301 @@
+"""What stands before every route: host, origin, key, size and nesting of the body, and the page's security headers.
+
+Open without a key are only the built page's files, which hold nothing of anyone's, and POST /api/login.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import json
+import logging
+import math
+import socket
+import time
+from collections import deque
+from collections.abc import Sequence
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shenhong.errors import ServeError
+from shenhong.serve.http.faults import Fault, bad, crashed
+from shenhong.serve.http.limits import depth_of
+from shenhong.serve.settings import Settings
+
+log = logging.getLogger("shenhong")
+
+COOKIE = "shenhong_key"
+NO_KEY = "local"  # the owner of everything where no key is set
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOGINS_PER_MINUTE = 20
+API = ("/api/", "/v1/", "/tokenize", "/detokenize", "/health", "/metrics", "/openapi.json")
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data: blob:; connect-src 'self'; font-src 'self'; object-src 'none'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Keys:
+    """The keys that may ask. Comparison takes the same time for every wrong key."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._owners = {_digest(key): _digest(key)[:16] for key in keys}
+        # The cookie is not the key: who reads it cannot use the API elsewhere with it.
+        self._cookies = {
+            hmac.new(key.encode(), b"shenhong page", "sha256").hexdigest(): _digest(key)[:16]
+            for key in keys
+        }
+        self._failures: dict[str, deque[float]] = {}  # when, by address
+
+    def __bool__(self) -> bool:
+        return bool(self._owners)
+
+    def owner(self, headers: Headers) -> str | None:
+        """Whose request this is, or None."""
+        if not self:
+            return NO_KEY
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return _find(self._owners, _digest(key.strip()))
+        try:
+            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        except CookieError:
+            cookie = None
+        return _find(self._cookies, cookie.value) if cookie else None
+
+    def login(self, key: str, address: str) -> str:
+        """The cookie of a key. Fault: 401, or 429 after many wrong ones from this address."""
+        now = time.monotonic()
+        self._failures = {a: times for a, times in self._failures.items() if times[-1] > now - 60}
+        failures = self._failures.get(address) or deque(maxlen=LOGINS_PER_MINUTE)
+        if len(failures) == LOGINS_PER_MINUTE and failures[0] > now - 60:
+            what = "too many wrong keys from this address; wait a minute"
+            raise Fault(429, what, code="too_many_logins", retry_after=60)
+        owner = _find(self._owners, _digest(key))
+        if owner is None:
+            failures.append(now)
+            self._failures[address] = failures
+            raise Fault(401, "this key is not known here", code="invalid_api_key")
+        return next(cookie for cookie, whose in self._cookies.items() if whose == owner)
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _find(table: dict[str, str], wanted: str) -> str | None:
+    """Look at every entry, found or not."""
+    found = None
+    for known, owner in table.items():
+        if hmac.compare_digest(known.encode(), wanted.encode("utf-8", "surrogateescape")):
+            found = owner
+    return found
+
+
+def read_keys(path: Path) -> tuple[str, ...]:
+    """One key a line; empty lines and lines with # are not keys. Error: ServeError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ServeError(f"cannot read the key file {path} ({why}); give a text file") from None
+    keys = tuple(line.strip() for line in lines if line.strip() and line.strip()[0] != "#")
+    if not keys:
+        raise ServeError(f"the key file {path} holds no key; write one a line")
+    if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
+        raise ServeError(
+            f"the key file {path} holds a key with other signs than plain ASCII; choose another key"
+        )
+    if short := [key for key in keys if len(key) < 16]:
+        raise ServeError(
+            f"the key file {path} holds a key of {len(short[0])} characters; use at least 16"
+        )
+    return keys
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Hosts:
+    """The names under which this server may be addressed: a page elsewhere whose name points here is refused."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.names = {*LOOPBACK, settings.host.lower(), *(h.lower() for h in settings.allow_hosts)}
+        self.any_address = not is_loopback(settings.host)
+        if self.any_address:
+            self.names |= {socket.gethostname().lower(), f"{socket.gethostname().lower()}.local"}
+
+    def allows(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            if name in self.names or is_loopback(name):
+                return True
+            return self.any_address and bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
+
+
+class Guard:
+    """ASGI middleware; puts the owner into scope["state"]. What goes wrong behind it is told as every other fault is."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, keys: Keys) -> None:
+        self.app, self.settings, self.keys = app, settings, keys
+        self.hosts = Hosts(settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+
+        begun = False
+
+        async def guarded(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            headers = Headers(scope=scope)
+            self._address(headers)
+            scope.setdefault("state", {})["owner"] = self._owner(scope, headers)
+            if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
+                receive = _replay(await self._body(scope, headers, receive), receive)
+        except Fault as fault:
+            await fault.response()(scope, receive, guarded)
+            return
+        try:
+            await self.app(scope, receive, guarded)
+        except Exception:
+            if begun:
+                raise  # the connection is closed, so the answer is seen to be half
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            await crashed().response()(scope, receive, guarded)
+
+    def _address(self, headers: Headers) -> None:
+        host = headers.get("host", "")
+        if not self.hosts.allows(host):
+            raise Fault(
+                403, "this server does not answer to that host name (see --allow-host)", code="host"
+            )
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            raise Fault(403, "requests from other sites are refused", code="origin")
+
+    def _owner(self, scope: Scope, headers: Headers) -> str | None:
+        owner = self.keys.owner(headers)
+        path = scope["path"]
+        shell = scope["method"] in ("GET", "HEAD") and not path.startswith(API)
+        if owner is None and not shell and path != "/api/login":
+            raise Fault(
+                401,
+                "a key is needed: send it as 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+            )
+        return owner
+
+    async def _body(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
+        limits = self.settings.limits
+        importing = scope["path"] == "/api/chats/import"
+        most = limits.max_import_bytes if importing else limits.max_body_bytes
+        too_large = Fault(413, f"the body is over {most} bytes", code="body_too_large")
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > most:
+            raise too_large
+        chunks, size = [], 0
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        while True:
+            # Every 64 KB that came give time for more, so a body by drops ends too.
+            until = begun + limits.slow_reader_seconds * (1 + size / 65_536)
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                raise Fault(408, "the body does not come", code="body_too_slow") from None
+            if message["type"] == "http.disconnect":
+                raise bad("the connection closed before the body was whole")
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > most:
+                raise too_large
+            if not message.get("more_body"):
+                break
+        body = b"".join(chunks)
+        if body:
+            # A large body is looked at beside the event loop: others go on meanwhile.
+            if size > 65_536:
+                await asyncio.to_thread(_check_json, body, limits.max_json_depth)
+            else:
+                _check_json(body, limits.max_json_depth)
+        return body
+
+
+def _check_json(body: bytes, most: int) -> None:
+    """Fault: 400 where the body is not UTF-8, nests too deep, or is not strict JSON that can be said again."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise bad(
+            f"the body is not UTF-8 (byte {error.start + 1})", code="invalid_encoding"
+        ) from None
+    if depth_of(body) > most:
+        raise bad(f"the body nests deeper than {most} levels", code="body_too_deep")
+    try:
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_number)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise bad(
+            "the body holds half a character (\\ud800 to \\udfff alone)", code="invalid_encoding"
+        ) from None
+    except ValueError as error:
+        where = f" (character {error.pos + 1})" if isinstance(error, json.JSONDecodeError) else ""
+        raise bad(f"the body is not valid JSON{where}", code="invalid_json") from None
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _number(written: str) -> float:
+    number = float(written)
+    if math.isinf(number):
+        raise ValueError("too large")
+    return number
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Gives the body once, then what comes after it (the disconnect)."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

@@ -1,0 +1,46 @@
+"""How a model is drawn from where a caller says nothing: what its generation_config.json asks for, else as ours is."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from shenhong.engine import Sampling
+from shenhong.serve.openai.schemas import Drawing
+
+log = logging.getLogger("shenhong")
+
+NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def defaults_of(model: Path) -> Sampling:
+    """Of a folder or a file (which has none). A file that cannot be honoured is one warning, and is not used."""
+    path = model / "generation_config.json"
+    try:
+        said = json.loads(path.read_bytes())
+        if not isinstance(said, dict):
+            raise ValueError("it is no JSON object")
+        given = {name: said[name] for name in NAMES if said.get(name) is not None}
+        if said.get("do_sample") is False:
+            given["temperature"] = 0
+        drawn = Drawing.model_validate(given, strict=True).model_dump(include=set(given))
+        return Sampling(**drawn)
+    except (FileNotFoundError, NotADirectoryError):
+        return Sampling()
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        why = f"{wrong['loc'][0]}: {wrong['msg']}"
+    except (OSError, ValueError, RecursionError) as error:
+        why = f"it cannot be read ({error})"
+    log.warning("%s: %s; the model is sampled as if the file said nothing of it", path, why)
+    return Sampling()
+
+
+def sampling_json(sampling: Sampling) -> dict[str, Any]:
+    """For callers."""
+    return {name: value for name, value in asdict(sampling).items() if name != "logit_bias"}

@@ -1,0 +1,316 @@
+"""The page's own API: login, chats, turns and jobs. Everything is looked up by its owner."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from shenhong import __version__
+from shenhong.serve.generation import Ask, Fields, begin, check_prompt
+from shenhong.serve.http import guard, sse
+from shenhong.serve.http.faults import Fault, bad, stopping
+from shenhong.serve.hub import Hub, Served
+from shenhong.serve.openai.api import hub_of, owner_of
+from shenhong.serve.openai.sampling import sampling_json
+from shenhong.serve.openai.schemas import (
+    ChatChange,
+    ChatNew,
+    ImportedChat,
+    Login,
+    Target,
+    TurnRequest,
+)
+from shenhong.serve.page.jobs import Job, Jobs, conversation
+from shenhong.serve.page.store import new_id, text_of
+
+router = APIRouter(prefix="/api")
+
+TITLE_CHARACTERS = 40
+After = Annotated[int | None, Query(ge=0, le=2**62)]
+
+
+def jobs_of(request: Request) -> Jobs:
+    return request.app.state.jobs
+
+
+def no_such(what: str) -> Fault:
+    return Fault(404, f"there is no such {what}", code="not_found")
+
+
+@router.get("/bootstrap")
+async def bootstrap(request: Request) -> Any:
+    hub = hub_of(request)
+    longest = {"max_tokens": min(hub.limits.max_output_tokens, 1024)}
+    return {
+        "version": __version__,
+        "models": [
+            {
+                "id": model.id,
+                "name": model.id,
+                "context": model.context,
+                "template_thinking": model.template.thinking,
+                "verse": model.verse,
+                "defaults": sampling_json(model.sampling) | longest,
+                "facts": {k: v for k, v in model.facts.items() if k not in ("folder", "file")},
+            }
+            for model in hub.models.values()
+        ],
+        "limits": {"max_tokens": hub.limits.max_output_tokens},
+        "auth": "key" if hub.keys else "none",
+        "runs": hub.settings.runs is not None,
+    }
+
+
+@router.post("/login")
+async def login(request: Request, body: Login) -> Response:
+    keys = hub_of(request).keys
+    response = Response(status_code=204)
+    if keys:
+        response.set_cookie(
+            guard.COOKIE,
+            keys.login(body.key, request.client.host if request.client else ""),
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+            max_age=90 * 24 * 3600,
+        )
+    return response
+
+
+# ------------------------------------------------------------------------ chats
+
+
+@router.get("/chats")
+async def list_chats(
+    request: Request,
+    search: Annotated[str, Query(max_length=200)] = "",
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    before: Annotated[float | None, Query(allow_inf_nan=False)] = None,
+) -> Any:
+    hub = hub_of(request)
+    return {
+        "chats": await hub.stored(hub.store.chats, owner_of(request), search.strip(), limit, before)
+    }
+
+
+@router.post("/chats")
+async def new_chat(request: Request, body: ChatNew | None = None) -> Any:
+    hub, owner = hub_of(request), owner_of(request)
+    made = await hub.stored(hub.store.create_chat, owner, (body and body.title) or "")
+    jobs_of(request).changed(owner).ring()
+    return made
+
+
+@router.post("/chats/import")
+async def import_chat(request: Request, body: ImportedChat) -> Any:
+    """What the JSON export wrote, under new names, so that nothing here is overwritten."""
+    hub, owner = hub_of(request), owner_of(request)
+    messages = await asyncio.to_thread(_renamed, body)
+    leaf = next((new["id"] for old, new in messages if old == body.leaf), None)
+    made = await hub.stored(
+        hub.store.create_chat, owner, body.title, [new for _, new in messages], leaf
+    )
+    jobs_of(request).changed(owner).ring()
+    return JSONResponse(made)  # as it is: encoding it field by field takes long
+
+
+def _renamed(body: ImportedChat) -> list[tuple[str, dict[str, Any]]]:
+    """(old id, message) in order. Fault: 400 where a parent does not come before its answers."""
+    ids: dict[str, str] = {}
+    made = []
+    for number, message in enumerate(body.messages):
+        if message.id in ids or (message.parent is not None and message.parent not in ids):
+            raise bad(
+                "ids must differ, and a parent stands before its answers", f"messages.{number}"
+            )
+        ids[message.id] = new_id()
+        state = "stopped" if message.state == "running" else message.state
+        new = message.model_dump() | {
+            "id": ids[message.id],
+            "parent": message.parent and ids[message.parent],
+            "job": None,
+            "state": state,
+            "settings": message.settings and message.settings.model_dump(exclude_none=True),
+        }
+        made.append((message.id, new))
+    return made
+
+
+@router.get("/chats/{chat}")
+async def get_chat(request: Request, chat: str) -> Any:
+    return JSONResponse(await _found(request, chat))
+
+
+async def _found(request: Request, chat: str) -> dict[str, Any]:
+    hub = hub_of(request)
+    found = await hub.stored(hub.store.whole_chat, owner_of(request), chat)
+    if found is None:
+        raise no_such("chat")
+    return found
+
+
+@router.patch("/chats/{chat}")
+async def change_chat(request: Request, chat: str, body: ChatChange) -> Any:
+    hub, owner = hub_of(request), owner_of(request)
+    found = await _found(request, chat)
+    if body.leaf and body.leaf not in {message["id"] for message in found["messages"]}:
+        raise bad("leaf is no message of this chat", "leaf")
+    changes = {k: v for k, v in body.model_dump(exclude_unset=True).items() if v is not None}
+    changed = await hub.stored(hub.store.change_chat, owner, chat, changes)
+    jobs_of(request).changed(owner).ring()
+    return changed
+
+
+@router.delete("/chats/{chat}", status_code=204)
+async def delete_chat(request: Request, chat: str) -> None:
+    hub, owner, jobs = hub_of(request), owner_of(request), jobs_of(request)
+    if await hub.stored(hub.store.chat, owner, chat) is None:
+        raise no_such("chat")
+    await jobs.stop_chat(chat)
+    await hub.stored(hub.store.delete_chat, owner, chat)
+    jobs.changed(owner).ring()
+
+
+@router.get("/chats/{chat}/export")
+async def export(
+    request: Request, chat: str, format: Literal["json", "markdown"] = "json"
+) -> Response:
+    found = await _found(request, chat)
+    if format == "json":
+        body = json.dumps(found | {"format": "shenhong-chat-1"}, ensure_ascii=False, indent=1)
+        kind, end = "application/json", "json"
+    else:
+        body, kind, end = _markdown(found), "text/markdown; charset=utf-8", "md"
+    disposition = f'attachment; filename="chat-{chat[:8]}.{end}"'
+    return Response(body, media_type=kind, headers={"Content-Disposition": disposition})
+
+
+def _markdown(chat: dict[str, Any]) -> str:
+    """The chosen branch, for people."""
+    messages = chat["messages"]
+    leaf = chat["leaf"] or (messages[-1]["id"] if messages else "")
+    said = conversation(messages, leaf)
+    turns = [f"## {turn['role'].title()}\n\n{turn['content']}" for turn in said]
+    return "\n\n".join([f"# {chat['title'] or 'Chat'}", *turns]) + "\n"
+
+
+# ------------------------------------------------------------------------ turns and jobs
+
+
+@router.post("/chats/{chat}/turns")
+async def turn(request: Request, chat: str, body: TurnRequest) -> Any:
+    """A user message, or an old one again, and an answer to it from each target."""
+    hub, owner, jobs = hub_of(request), owner_of(request), jobs_of(request)
+    hub.meter.request(owner)
+    if hub.draining:
+        raise stopping()
+    found = await _found(request, chat)
+    by_id = {message["id"]: message for message in found["messages"]}
+    if body.parent is not None and body.parent not in by_id:
+        raise bad("parent is no message of this chat", "parent")
+    now, user = time.time(), None
+    if body.text is None:
+        asked = by_id[body.parent or ""]
+    else:
+        asked = user = _message(chat, body.parent, "user", now) | {
+            "parts": [{"type": "text", "text": body.text}],
+            "state": "done",
+        }
+    if asked["role"] != "user":
+        raise bad("answers belong to a user message", "parent")
+    branch = conversation([*found["messages"], asked], asked["id"])
+    begun = []
+    try:
+        for number, target in enumerate(body.targets):
+            stamp = now + (number + 1) * 1e-6  # siblings keep their order
+            answer = _message(chat, asked["id"], "assistant", stamp)
+            begun.append(await _begin(hub, owner, branch, target, answer))
+        title = None if found["title"] else text_of(asked["parts"]).strip()[:TITLE_CHARACTERS]
+        answers = [job.message for job in begun]
+        await hub.stored(hub.store.add_turn, owner, chat, title, user, answers)
+    except BaseException as error:
+        for job in begun:
+            job.stream.close()
+        if isinstance(error, sqlite3.IntegrityError):  # it was deleted meanwhile
+            raise no_such("chat") from None
+        raise
+    for job in begun:
+        jobs.start(job)
+    jobs.changed(owner).ring()
+    return {"user": user, "answers": answers}
+
+
+def _message(chat: str, parent: str | None, role: str, created: float) -> dict[str, Any]:
+    empty = dict.fromkeys(("model", "settings", "job", "usage", "timing"))
+    return {
+        "id": new_id(),
+        "chat": chat,
+        "parent": parent,
+        "role": role,
+        "parts": [],
+        **empty,
+        "state": "running",
+        "created": created,
+    }
+
+
+async def _begin(
+    hub: Hub, owner: str, branch: list[dict[str, Any]], target: Target, answer: dict[str, Any]
+) -> Job:
+    model, begun = hub.model(target.model), time.monotonic()
+    prompt, thinking = await _prompt(hub, model, branch)
+    how = target.settings
+    fields = Fields("text", several="targets")
+    ask = Ask(prompt, how, max_tokens=how.max_tokens, thinking=thinking, fields=fields)
+    (stream,) = await begin(hub, model, owner, [ask])
+    message = answer | {
+        "model": model.id,
+        "settings": how.model_dump(exclude_none=True),
+        "job": new_id(),
+    }
+    asked = branch[-1]["content"]
+    return Job(message["job"], owner, model, message, stream, ask, asked, begun)
+
+
+async def _prompt(hub: Hub, model: Served, branch: list[dict[str, Any]]) -> tuple[list[int], bool]:
+    """A model of verse was trained on single prompts, so it is asked with the last one alone."""
+    prompt, thinking = await model.template.prompt(branch[-1:] if model.verse else branch)
+    check_prompt(model, hub.limits, len(prompt), "text")
+    return prompt, thinking
+
+
+@router.get("/jobs/{job}/events")
+async def job_events(request: Request, job: str, after: After = None) -> Response:
+    hub, owner, jobs = hub_of(request), owner_of(request), jobs_of(request)
+    if await hub.stored(hub.store.job, owner, job) is None:
+        raise no_such("job")
+    return sse.EventStream(jobs.listen(owner, job, _after(request, after) or 0))
+
+
+@router.post("/jobs/{job}/stop", status_code=204)
+async def stop_job(request: Request, job: str) -> None:
+    hub, owner, jobs = hub_of(request), owner_of(request), jobs_of(request)
+    if await hub.stored(hub.store.job, owner, job) is None:
+        raise no_such("job")
+    if (running := jobs.running.get(job)) is not None:
+        jobs.stop(running)
+        if running.task is not None:
+            await asyncio.shield(running.task)
+
+
+@router.get("/events")
+async def feed(request: Request, after: After = None) -> Response:
+    """Changes of chats, for other tabs."""
+    return sse.EventStream(jobs_of(request).feed(owner_of(request), _after(request, after)))
+
+
+def _after(request: Request, after: int | None) -> int | None:
+    """Last-Event-ID is newer than the address a browser reconnects with."""
+    last = request.headers.get("last-event-id", "")
+    return int(last) if last.isascii() and last.isdigit() and len(last) < 19 else after

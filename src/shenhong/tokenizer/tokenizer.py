@@ -1,0 +1,487 @@
+"""Byte-level BPE, saved as deepseek-v3's tokenizer is: pre-tokenizer, special tokens, chat template.
+
+The pre-tokenizer of deepseek-v3 takes a run of Chinese as one piece, so ordinary training learns words.
+With `isolate_ideographs` every ideograph is a piece of its own while merges are trained: then each
+common character becomes one token, no merge ever crosses two characters, and the ids are the same under
+the pre-tokenizer of deepseek-v3, which is the one saved (llama.cpp knows it by name, no patch needed).
+
+Such a tokenizer is separable: a text of known characters is looked up in a table, a thousand times
+faster than by merging. `encode_many` does that where it is exact, and falls back to the library for any
+text with another character.
+
+Legend: N texts, I ids of all texts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import math
+import re
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as _Backend
+
+from shenhong.errors import DataError, ModelError, RequestError
+from shenhong.tokenizer.normalise import IDEOGRAPH, normalise
+
+BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
+SPECIAL = (BOS, EOS, PAD, USER, ASSISTANT)  # their ids are 0, 1, 2, 3, 4
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'system' -%}{{ message['content'] }}"
+    "{%- elif message['role'] == 'user' -%}{{ '<｜User｜>' + message['content'] }}"
+    "{%- elif message['role'] == 'assistant' -%}"
+    "{{ '<｜Assistant｜>' + message['content'] + eos_token }}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<｜Assistant｜>' }}{%- endif -%}"
+)
+
+# The three splits of deepseek-v3's tokenizer.json, in their order.
+_DIGITS = r"\p{N}{1,3}"
+_IDEOGRAPHS = "[一-龥぀-ゟ゠-ヿ]+"
+_PIECES = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
+# While merges are trained: every ideograph by itself, also those outside deepseek-v3's range.
+_SCRIPT = f"{IDEOGRAPH}\u3040-\u30ff"
+_ONE_IDEOGRAPH = f"[{_SCRIPT}]"
+_ONE = re.compile(_ONE_IDEOGRAPH)
+_OTHERS = re.compile(f"[^{_SCRIPT}\\0]+")  # texts are joined by \\0 where this is used
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+class TokenizerSettings(BaseModel):
+    """How the tokenizer is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    vocab_size: int = Field(
+        8192,
+        ge=320,
+        le=262_144,
+        multiple_of=64,
+        description="entries of the vocabulary, special tokens and bytes included; multiple of 64",
+    )
+    isolate_ideographs: bool = Field(
+        False, description="one token for each common Chinese character instead of words"
+    )
+    train_characters: int = Field(
+        20_000_000,
+        ge=1_000,
+        description="characters of the training text that are read to train the merges",
+    )
+
+
+def deepseek_v3_splits(ideographs: str = _IDEOGRAPHS) -> pre_tokenizers.PreTokenizer:
+    splits = (_DIGITS, ideographs, _PIECES)
+    return pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in splits),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def train(texts: Iterable[str], settings: TokenizerSettings) -> Tokenizer:
+    """Train merges on the texts. Error: DataError when they are too few for the vocabulary."""
+    backend = _Backend(models.BPE())
+    backend.pre_tokenizer = deepseek_v3_splits(
+        _ONE_IDEOGRAPH if settings.isolate_ideographs else _IDEOGRAPHS
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocab_size,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    limited = _limited(texts, settings.train_characters)
+    backend.train_from_iterator(
+        _condensed(limited) if settings.isolate_ideographs else limited, trainer
+    )
+    found = backend.get_vocab_size()
+    if found < settings.vocab_size:
+        raise DataError(
+            f"the corpus yields {found} tokens, fewer than tokenizer.vocab_size "
+            f"{settings.vocab_size}; lower it to {found // 64 * 64} or add text"
+        )
+    backend.pre_tokenizer = deepseek_v3_splits()
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, 0)]
+            ),
+        ]
+    )
+    return Tokenizer(backend)
+
+
+def _limited(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        if characters <= 0:
+            return
+        yield text[:characters]
+        characters -= len(text)
+
+
+def _condensed(texts: Iterable[str]) -> list[str]:
+    """Texts that train the same merges in a tenth of the time.
+
+    When every ideograph is a word, only how often each word occurs matters, and of that only the
+    order: a word seen n times is written down 4 sqrt(n) times.
+    """
+    ideographs = np.zeros(0x110000, np.int64)
+    others: Counter[str] = Counter()
+    iterator = iter(texts)
+    while some := list(itertools.islice(iterator, 8192)):
+        whole = "\0".join(some)
+        codes = np.frombuffer(whole.encode("utf-32-le"), np.uint32)
+        ideographs += np.bincount(codes, minlength=len(ideographs))
+        others.update(_OTHERS.findall(whole))
+    counts = Counter(
+        {chr(c): int(ideographs[c]) for c in np.flatnonzero(ideographs) if _ONE.match(chr(c))}
+    )
+    counts.update(others)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return list(itertools.chain.from_iterable([word] * math.isqrt(16 * n) for word, n in ordered))
+
+
+class Special(NamedTuple):
+    """What a tokenizer says of itself beside its vocabulary; names of tokens, None for what it lacks."""
+
+    bos: str | None = BOS
+    eos: str | None = EOS
+    pad: str | None = PAD
+    begins: bool = True  # whether a text begins with bos
+    template: str | None = CHAT_TEMPLATE
+    ends: tuple[int, ...] = ()  # further tokens that end an answer
+
+
+class Tokenizer:
+    """A tokenizer, ours or one that came with a model. Ids are below `vocab_size`.
+
+    `own`: it has the special tokens above, so `encode_prompt` knows how a message is asked; the others' template does.
+    """
+
+    def __init__(
+        self, backend: _Backend, simplify: bool = False, special: Special | None = None
+    ) -> None:
+        self.backend = backend
+        self.simplify = simplify  # the corpus was simplified, so messages are too
+        self.own = all(backend.token_to_id(token) is not None for token in SPECIAL)
+        if special is None:
+            lacking = [token for token in SPECIAL if backend.token_to_id(token) is None]
+            if lacking:
+                raise ModelError(f"the tokenizer lacks {lacking[0]}; run the tokenizer stage again")
+            special = Special()
+        self.special = special
+        bos, eos, pad = (
+            None if name is None else backend.token_to_id(name)
+            for name in (special.bos, special.eos, special.pad)
+        )
+        # What has no bos or pad is never asked for it; eos stands there so that all are tokens.
+        self.eos_id = eos or 0
+        self.bos_id = self.eos_id if bos is None else bos
+        self.pad_id = self.eos_id if pad is None else pad
+        self.begin = [] if bos is None or not special.begins else [bos]  # of a text
+        self.ends = frozenset(special.ends) | ({eos} if eos is not None else set())
+        self.user_id = backend.token_to_id(USER) or 0
+        self.assistant_id = backend.token_to_id(ASSISTANT) or 0
+        self.vocab_size: int = max(backend.get_vocab().values(), default=-1) + 1
+        self._table: np.ndarray | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """From a folder with tokenizer.json. Error: ModelError when a file of it is missing or damaged."""
+        folder = Path(folder)
+        path, remedy = folder / "tokenizer.json", _remedy(folder)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ModelError(f"no tokenizer at {path}; {remedy}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"cannot read {path} ({error}); {remedy}") from None
+        with whole(str(path), remedy):
+            values = json.loads(text)
+            # The library cuts bytes by the length of this prefix, and aborts the process in mid-character.
+            if values["model"].get("continuing_subword_prefix"):
+                raise ModelError(f"{path}: a continuing_subword_prefix is not read")
+            backend = _Backend.from_str(json.dumps(values))
+            config = _json(folder / "tokenizer_config.json")
+            return cls(backend, bool(config.get("simplify")), _special(folder, backend, config))
+
+    def save(self, folder: Path) -> None:
+        """tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them.
+
+        Error: OSError when the disk is full; callers write the folder whole or not at all.
+        """
+        folder = Path(folder)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": BOS,
+            "eos_token": EOS,
+            "pad_token": PAD,
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 1 << 20,
+            "chat_template": CHAT_TEMPLATE,
+        }
+        if self.simplify:
+            config["simplify"] = True
+        contents = (
+            self.backend.to_str(pretty=False),
+            json.dumps(config, ensure_ascii=False, indent=2) + "\n",
+            CHAT_TEMPLATE,
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in zip(_FILES, contents, strict=True):
+            (folder / name).write_text(content, encoding="utf-8")
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone, no BOS. The names of special tokens in it are ordinary text.
+
+        Error: RequestError when it is not valid Unicode.
+        """
+        try:
+            if not self.own:
+                return self._merged([text])[0].tolist()
+            return self.encode_many([text])[0].tolist() if text else []
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"character {error.start + 1} is half of a surrogate pair; send valid Unicode text"
+            ) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids without special tokens; bytes that are no character become U+FFFD."""
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def encode_prompt(self, message: str) -> list[int]:
+        """Ids of our chat template for one user message, up to where the answer begins.
+
+        Of a model without our special tokens: those of the bare text, to be continued.
+        """
+        if not self.own:
+            return [*self.begin, *self.encode(message)]
+        message = normalise(message) if self.simplify else message
+        return [self.bos_id, self.user_id, *self.encode(message), self.assistant_id]
+
+    def encode_many(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids [I] (int32) of all texts, and offsets [N+1]: text n has ids[offsets[n]:offsets[n+1]]."""
+        if self._table is None:
+            self._table = self._characters()
+        codes = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
+        ids = self._table[codes]
+        bounds = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
+        unknown = np.add.reduceat(np.append(ids < 0, False), bounds[:-1]) if texts else np.empty(0)
+        unknown = np.where(bounds[:-1] == bounds[1:], 0, unknown)
+        slow = np.flatnonzero(unknown)
+        if not len(slow):
+            return ids, bounds
+        found = self._merged([texts[n] for n in slow])
+        pieces: list[np.ndarray] = []
+        lengths = np.diff(bounds)
+        last = 0
+        for n, piece in zip(slow.tolist(), found, strict=True):
+            pieces += [ids[bounds[last] : bounds[n]], piece]
+            lengths[n] = len(piece)
+            last = n + 1
+        pieces.append(ids[bounds[last] :])
+        return np.concatenate(pieces), np.concatenate([[0], np.cumsum(lengths)])
+
+    def _merged(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of each text by the library. Names of special tokens in a text must not become them."""
+        encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        result = [np.array(item.ids, np.int32) for item in encoded]
+        marked = [n for n, ids in enumerate(result) if self._marked[ids].any()]
+        if marked:
+            bare = self._bare.encode_batch_fast(
+                [texts[n] for n in marked], add_special_tokens=False
+            )
+            for n, item in zip(marked, bare, strict=True):
+                result[n] = np.array(item.ids, np.int32)
+        return result
+
+    @functools.cached_property
+    def _marked(self) -> np.ndarray:
+        """[ids] bool: the special tokens, also those that are only special by their looks."""
+        marked = np.zeros(self.vocab_size, bool)
+        added = self.backend.get_added_tokens_decoder().items()
+        marked[[id for id, t in added if t.special or t.content.startswith("<")]] = True
+        return marked
+
+    @functools.cached_property
+    def _bare(self) -> _Backend:
+        """The same tokenizer, but that it knows no special token by its name."""
+        values, kept = json.loads(self.backend.to_str()), []
+        vocabulary = self.backend.get_vocab(with_added_tokens=False)
+        for token in values["added_tokens"]:
+            if self._marked[token["id"]]:
+                if token["content"] in vocabulary:
+                    continue
+                # Its number must stay taken: a name that nobody can write.
+                token["content"] = f"{token['id']}{secrets.token_hex(16)}"
+            kept.append(token)
+        return _Backend.from_str(json.dumps(values | {"added_tokens": kept}))
+
+    def _characters(self) -> np.ndarray:
+        """For each code point the id of its token, or -1 where only merging can tell.
+
+        A character has an entry when it is one token and can join no other: no token holds it together
+        with another character or with a part of one.
+        """
+        table = np.full(0x110000, -1, np.int32)
+        if not self.own:
+            return table  # its splits and its alphabet may be of another kind
+        byte_of = {c: b for b, c in byte_alphabet().items()}
+        single: dict[str, int] = {}
+        joined: set[str] = set()
+        for token, number in self.backend.get_vocab(with_added_tokens=False).items():
+            if token in SPECIAL:
+                continue
+            raw = bytes(byte_of[c] for c in token)
+            text = raw.decode("utf-8", errors="replace")
+            if len(text) == 1 and text != "\ufffd":
+                single[text] = number
+            elif "\ufffd" not in text:
+                joined.update(text)
+            elif sum(byte & 0xC0 != 0x80 for byte in raw[1:]) or _closes(raw):
+                return table  # a token crosses two characters: nothing can be said of any
+        for character, number in single.items():
+            if character not in joined:
+                table[ord(character)] = number
+        table[ord("<")] = -1  # may begin the name of a special token
+        return table
+
+
+@contextlib.contextmanager
+def whole(what: str, remedy: str) -> Iterator[None]:
+    """Turns whatever the library raises into a ModelError; where its Rust code panics that is no Exception."""
+    try:
+        yield
+    except (ModelError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ModelError(f"{what} is damaged ({reason}); {remedy}") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where the file is not there. Error: ModelError."""
+    with whole(str(path), _remedy(path.parent)):
+        values = json.loads(path.read_bytes()) if path.exists() else {}
+        if not isinstance(values, dict):
+            raise ValueError("it is no JSON object")
+    return values
+
+
+def _remedy(folder: Path) -> str:
+    """A folder of a whole model came from elsewhere as often as from here."""
+    if (folder / "config.json").exists():
+        return "copy, download or export the model folder again"
+    return "run the tokenizer stage again"
+
+
+def _special(folder: Path, backend: _Backend, config: dict[str, Any]) -> Special:
+    """As transformers reads it from tokenizer_config.json and the files beside it."""
+
+    def name(of: str) -> str | None:
+        said = config.get(of)
+        said = said.get("content") if isinstance(said, dict) else said
+        return said if isinstance(said, str) else None
+
+    bos, ends = name("bos_token"), _json(folder / "generation_config.json").get("eos_token_id")
+    first = backend.encode("a").ids[:1]
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several by name, in older folders
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+    if (path := folder / "chat_template.jinja").exists():
+        with whole(str(path), _remedy(folder)):
+            template = path.read_text(encoding="utf-8")
+    return Special(
+        bos,
+        name("eos_token"),
+        name("pad_token"),
+        bool(bos)
+        and (bool(config.get("add_bos_token")) or first == [backend.token_to_id(bos or "")]),
+        template if isinstance(template, str) else None,
+        tuple(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int),
+    )
+
+
+def _closes(raw: bytes) -> bool:
+    """Whether a token of parts of characters holds the end of one and more after it."""
+    if raw[0] & 0xC0 == 0x80:
+        return len(raw) > 3
+    need = 1 if raw[0] < 0x80 else 2 if raw[0] < 0xE0 else 3 if raw[0] < 0xF0 else 4
+    return len(raw) > need
+
+
+def byte_alphabet() -> dict[int, str]:
+    """The printable character by which byte-level BPE writes each byte (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {byte: chr(byte) for byte in printable}
+    return table | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+def build(
+    corpus_dir: Path,
+    out: Path,
+    settings: TokenizerSettings,
+    log: Callable[[str], None],
+    simplify: bool = False,
+) -> dict:
+    """The tokenizer stage: train on the training split, save to `out`, return what was measured.
+
+    `simplify`: the corpus was turned into simplified Chinese, and so shall messages be.
+
+    Prompts are part of the training text. Errors: DataError (no corpus, too little text).
+    """
+    import pyarrow.parquet as pq
+
+    path = Path(corpus_dir) / "train.parquet"
+    try:
+        table = pq.read_table(path, columns=["prompt", "text"])
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path} ({error}); run the corpus stage again") from None
+    texts = table["text"].to_pylist()
+    prompts = [prompt for prompt in table["prompt"].to_pylist() if prompt]
+    tokenizer = train(itertools.chain(texts, prompts), settings)
+    tokenizer.simplify = simplify
+    tokenizer.save(out)
+    sample = texts[:: max(1, len(texts) // 20_000)]
+    ids, _ = tokenizer.encode_many(sample)
+    characters = sum(map(len, sample))
+    counts = Counter("".join(sample))
+    if tokenizer._table is None:
+        tokenizer._table = tokenizer._characters()
+    whole = sum(n for c, n in counts.items() if tokenizer._table[ord(c)] >= 0)
+    facts = {
+        "vocab_size": tokenizer.vocab_size,
+        "tokens_per_character": round(len(ids) / max(characters, 1), 5),
+        "characters_that_are_one_token": round(whole / max(characters, 1), 5),
+    }
+    log(
+        f"tokenizer: {facts['vocab_size']} tokens, {facts['tokens_per_character']} per character, "
+        f"{whole / max(characters, 1):.2%} of characters are one token"
+    )
+    return facts

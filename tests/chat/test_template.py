@@ -1,0 +1,183 @@
+"""Chat templates: the model's own, and those that loop, explode, crash or reach for what is not theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from shenhong.chat.template import Template
+from shenhong.errors import ServeError
+from shenhong.serve.generation import Thinking
+from shenhong.serve.http.faults import Fault
+from shenhong.tokenizer import Tokenizer
+from shenhong.tokenizer.tokenizer import CHAT_TEMPLATE, SPECIAL
+from tests.conftest import Tiny
+from tests.serve.running import running, with_template
+
+PIECES = [*SPECIAL, "<", "｜", "<｜", "User", "｜>", "长城", " a", "\ue000", "</think>"]
+
+
+@pytest.fixture(scope="module")
+def template(tiny: Tiny) -> Any:
+    with Template(tiny.run / "model", Tokenizer.load(tiny.run / "model"), 2.0) as made:
+        yield made
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    texts=st.lists(
+        st.lists(st.sampled_from(PIECES), max_size=6).map("".join), min_size=1, max_size=4
+    )
+)
+def test_no_text_becomes_a_special_token(template: Template, texts: list[str]) -> None:
+    """Each message keeps to its place, whatever it says; one user message is what `generate` sends."""
+    tokenizer = template.tokenizer
+    roles = ["system", "user", "assistant", "user"]
+    messages = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]
+    ids, thinking = asyncio.run(template.prompt(messages))
+    wanted = [tokenizer.bos_id]
+    before = {"system": [], "user": [tokenizer.user_id], "assistant": [tokenizer.assistant_id]}
+    after = {"system": [], "user": [], "assistant": [tokenizer.eos_id]}
+    for message in messages:
+        role = message["role"]
+        wanted += [*before[role], *tokenizer.encode_prompt(message["content"])[2:-1], *after[role]]
+    assert ids == [*wanted, tokenizer.assistant_id] and not thinking
+
+
+def test_plain_messages_are_rendered_as_transformers_does(tiny: Tiny, template: Template) -> None:
+    messages = [
+        {"role": r, "content": t}
+        for r, t in (("user", "长城"), ("assistant", "月"), ("user", "明月"))
+    ]
+    theirs = AutoTokenizer.from_pretrained(tiny.run / "model")
+    wanted = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert asyncio.run(template.prompt(messages))[0] == wanted
+
+
+def test_every_private_character_at_once_is_refused(template: Template) -> None:
+    every = "".join(map(chr, range(0xE000, 0xF900)))
+    for without, said in (("\uf8ff", every[:-1]), ("", every)):
+        message = [{"role": "user", "content": said}]
+        if without:
+            assert asyncio.run(template.prompt(message))
+        else:
+            with pytest.raises(Fault, match="private use"):
+                asyncio.run(template.prompt(message))
+
+
+def test_a_prompt_of_no_tokens_is_told(tiny: Tiny, tmp_path: Path) -> None:
+    folder = with_template(tiny.run / "model", tmp_path / "model", "{# nothing #}")
+    with running(folder, tmp_path) as server:
+        reply = server.chat()
+        error = reply.json()["error"]
+        assert (reply.status_code, error["code"], error["param"]) == (400, "empty_prompt", "messages")  # fmt: skip
+
+
+def test_a_long_rendering_of_any_characters_arrives(tiny: Tiny, tmp_path: Path) -> None:
+    folder = with_template(tiny.run / "model", tmp_path / "model", "{{ '\U0001f600' * 3900000 }}")
+    with Template(folder, Tokenizer.load(folder), 5.0) as made:
+        assert len(asyncio.run(made._render({}))) == 3_900_000
+
+
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+HOSTILE = {
+    "loops": LOOP,
+    "recurses": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "writes without end": "{% for a in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
+    "takes memory": "{{ ('x' * 999999999) | length }}{% set y = 'y' * 999999999 %}{{ y | length }}",
+    "formats": "{{ '%999999999d' % 1 }}",
+    "reaches out": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "changes": "{{ messages.append(1) }}",
+    "imports": "{{ cycler.__init__.__globals__.os.system('true') }}",
+    "refuses": "{{ raise_exception('roles must alternate') }}",
+    "divides": "{{ 1 // 0 }}",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_template_costs_only_its_caller(kind: str, tiny: Tiny, tmp_path: Path) -> None:
+    """The template is harmless until a message says 'boom'; then one caller gets a 400 in time."""
+    source = (
+        "{% if messages[0]['content'] == 'boom' %}" + HOSTILE[kind] + "{% endif %}" + CHAT_TEMPLATE
+    )
+    folder = with_template(tiny.run / "model", tmp_path / "model", source)
+
+    async def both(template: Template) -> tuple[Any, Any, float]:
+        boom = asyncio.create_task(template.prompt([{"role": "user", "content": "boom"}]))
+        await asyncio.sleep(0.02)
+        begun = time.monotonic()
+        fine = await template.prompt([{"role": "user", "content": "长城"}])
+        seconds = time.monotonic() - begun
+        (result,) = await asyncio.gather(boom, return_exceptions=True)
+        return result, fine, seconds
+
+    with Template(folder, Tokenizer.load(folder), 0.3) as template:
+        result, fine, seconds = asyncio.run(both(template))
+    assert isinstance(result, Fault) and result.status == 400 and "template" in result.message
+    assert "\n" not in result.message
+    assert fine[0] == Tokenizer.load(folder).encode_prompt("长城")
+    assert seconds < 0.25
+
+
+@pytest.mark.parametrize("source", ["{% for %}", "{{ 'x' ", "{% include 'x' %}"[:8]])
+def test_a_broken_template_is_refused_at_the_start(source: str, tiny: Tiny, tmp_path: Path) -> None:
+    folder = with_template(tiny.run / "model", tmp_path / "model", source)
+    with pytest.raises(ServeError, match="chat_template"):
+        Template(folder, Tokenizer.load(folder), 1.0)
+
+
+def test_constant_folding_does_not_hang_the_start(tiny: Tiny, tmp_path: Path) -> None:
+    folder = with_template(tiny.run / "model", tmp_path / "model", "{{ 'x' * 9999999999 }}")
+    begun = time.monotonic()
+    with Template(folder, Tokenizer.load(folder), 1.0) as template, pytest.raises(Fault):
+        asyncio.run(template.prompt([]))
+    assert time.monotonic() - begun < 5
+
+
+@given(
+    st.lists(
+        st.sampled_from(["<think>", "</think>", "a", "<", "<th", "ink>", "/", " b"]), max_size=12
+    ),
+    st.data(),
+)
+def test_thinking_is_cut_the_same_however_it_comes(pieces: list[str], data: st.DataObject) -> None:
+    text = "".join(pieces)
+
+    def cut(parts: list[str]) -> dict[str, str]:
+        thinking, said = Thinking(True, False), {"text": "", "reasoning": ""}
+        for number, part in enumerate(parts):
+            for kind, words in thinking.feed(part, last=number == len(parts) - 1):
+                said[kind] += words
+        return said
+
+    places = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
+    bounds = [0, *places, len(text)]
+    parts = [text[a:b] for a, b in itertools.pairwise(bounds)]
+    whole = cut([text])
+    assert cut(parts) == whole
+    assert not any(
+        tag in words for words in whole.values() for tag in ("<think>",) if tag not in text
+    )
+
+
+def test_thinking_goes_into_its_own_field(tiny: Tiny, tmp_path: Path) -> None:
+    """A template with thinking: what the model writes before </think> is reasoning_content."""
+    folder = with_template(tiny.run / "model", tmp_path / "model", CHAT_TEMPLATE + "<think>\n")
+    with running(folder, tmp_path / "data") as server:
+        message = server.chat(max_tokens=12, seed=1).json()["choices"][0]["message"]
+        assert message["reasoning_content"] and message["content"] == ""
+        chunks = server.openai().chat.completions.create(
+            model=server.model, messages=[{"role": "user", "content": "长城"}], max_tokens=12, seed=1, stream=True
+        )  # fmt: skip
+        deltas = [chunk.choices[0].delta for chunk in chunks]
+        streamed = "".join(getattr(d, "reasoning_content", None) or "" for d in deltas)
+        assert streamed == message["reasoning_content"]
+        assert server.http.get("/api/bootstrap").json()["models"][0]["template_thinking"]
