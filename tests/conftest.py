@@ -28,6 +28,8 @@ torch.set_num_threads(1)
 
 POEMS = Path(__file__).parents[1] / "data" / "poetry" / "poems.parquet"
 
+STAGES = ("corpus", "tokenizer", "tokens", "train", "model", "evaluate", "report")
+
 RECIPE = """
 name = "tiny"
 seed = 3

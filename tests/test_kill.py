@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from shenhong.cli.main import STAGES, main
+from shenhong.cli.main import main
 from shenhong.runs.events import read_events
-from tests.conftest import Tiny, shenhong
+from tests.conftest import STAGES, Tiny, shenhong
 
 KILLS, INSIDE_CHECKPOINT = 20, 5
 LOOK = 0.0003  # seconds between looks at the victim's files

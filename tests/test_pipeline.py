@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from shenhong import pipeline
-from shenhong.cli.main import STAGES, main
+from shenhong.cli.main import main
 from shenhong.runs.files import digest
 from shenhong.runs.run import Run
+from shenhong.stages.pretrain import _seconds_spent
 from shenhong.train import checkpoint
 from shenhong.train.trainer import StepResult, Trainer
-from tests.conftest import Captured, Tiny, shenhong, state
+from tests.conftest import STAGES, Captured, Tiny, shenhong, state
 
 # --------------------------------------------------------------------------- stages and what they leave
 
@@ -29,7 +29,7 @@ def test_the_start_of_the_command_takes_of_the_minutes(tiny: Tiny) -> None:
     stages = json.loads((tiny.run / "manifest.json").read_text())["stages"]
     assert list(stages) == ["start", *STAGES]
     assert 0.2 < stages["start"]["seconds"] < 60  # torch alone takes that
-    assert pipeline._seconds_spent({"stages": stages}) == sum(s["seconds"] for s in stages.values())
+    assert _seconds_spent({"stages": stages}) == sum(s["seconds"] for s in stages.values())
 
 
 def test_a_finished_run_does_nothing_again(copy: Path, capfd: Captured) -> None:

@@ -1,74 +1,62 @@
-"""From recipe to report: the stages of a run, in order, each skipped once it is done.
-
-corpus      refine raw text into held-out and training text        corpus/
-tokenizer   learn the vocabulary                                   tokenizer/
-tokens      render, encode and pack documents into rows            tokens/
-train       optimise                                               checkpoints/
-model       the finished Hugging Face folder                       model/
-evaluate    measure                                                evaluation.json
-report      show                                                   report.html, report.md
-"""
+"""From recipe to report: the stages of a run, in the order of its plan, each skipped once it is done."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
+import difflib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shenhong import LONGEST_ANSWER, __version__
-from shenhong.errors import RecipeError, RequestError, RunError, ShenhongError
-from shenhong.model import Decoder, ModelConfig
+from shenhong import __version__
+from shenhong.errors import RecipeError, RunError, ShenhongError, UsageError
 from shenhong.parallel import Mesh, join, leave
-from shenhong.recipe import Recipe, load
-from shenhong.runs.events import read_events
-from shenhong.runs.files import atomic_folder, atomic_write, digest
+from shenhong.recipe import Recipe
+from shenhong.runs.files import atomic_write
 from shenhong.runs.memory import give_back
 from shenhong.runs.run import Run
-
-SAMPLES, SAMPLE_TOKENS = 4, 80  # written at every look at held-out text
-
-
-@dataclass
-class Context:
-    """What every stage is given. ``run`` is None on processes that do not lead."""
-
-    recipe: Recipe
-    path: Path
-    mesh: Mesh
-    run: Run | None
-    begun: float | None = None  # when the command began (monotonic), until that is booked
-
-    def say(self, text: str) -> None:
-        if self.mesh.leads:
-            print(text, file=sys.stderr, flush=True)
+from shenhong.stages import own_code
+from shenhong.stages.base import Context, Stage
+from shenhong.stages.corpus import Corpus
+from shenhong.stages.plan import plan
 
 
-def run(recipe: Recipe, path: Path, until: str | None = None, begun: float | None = None) -> bool:
+def run(
+    recipe: Recipe,
+    path: Path,
+    until: str | None = None,
+    started: float | None = None,
+    allow_code: Path | None = None,
+) -> bool:
     """Run every stage of ``recipe`` in the folder ``path`` that is not done; ``until`` is the last one.
 
-    ``begun`` is when the command began (time.monotonic): loading libraries takes of the minutes too.
-    Returns whether this process leads: of several, it alone speaks of the result.
+    ``started`` is when the command started (time.monotonic): loading libraries takes of the minutes too.
+    ``allow_code`` is a Python file that may be another than the run was begun with. Returns whether this process leads: of several, it alone speaks of the result.
     """
+    stages = plan(recipe)
+    names = [stage.name for stage in stages]
+    if until is not None and until not in names:
+        near = difflib.get_close_matches(until, names, n=1, cutoff=0.0)[0]
+        raise UsageError(
+            f"--until {until} is no stage of this recipe (did you mean {near}?), choose from {', '.join(names)}"
+        )
     mesh = join()
     opened = None
     try:
         with _together(mesh):
             opened = Run(path, create=True) if mesh.leads else None
-            context = Context(recipe, Path(path), mesh, opened, begun)
+            context = Context(recipe, Path(path), mesh, opened, started)
             if opened:
-                _freeze_recipe(opened, recipe)
-                _heed_sources(context, opened)
-        for name, stage in STAGES.items():
-            done = mesh.share(_done(opened, name) if opened else None)
+                _freeze(opened, recipe, names, allow_code)
+                _heed_sources(context, opened, stages)
+        for number, stage in enumerate(stages, 1):
+            done = mesh.share(is_done(opened, stage) if opened else None)
             with _together(mesh):
-                if not done and (mesh.leads or name == "train"):
-                    _perform(context, name, stage)
-            if name == until:
+                if not done and (mesh.leads or stage.parallel):
+                    context.say(f"[{number}/{len(stages)}] {stage.name}")
+                    _perform(context, stage)
+            if stage.name == until:
                 break
     finally:
         if opened:
@@ -92,41 +80,35 @@ def _together(mesh: Mesh) -> Iterator[None]:
         raise SystemExit(2)
 
 
-def _perform(context: Context, name: str, stage: Callable[[Context], dict[str, Any]]) -> None:
+def _perform(context: Context, stage: Stage) -> None:
     if context.run is None:
-        stage(context)
+        stage.run(context)
         return
-    if context.begun is not None:
-        context.run.book("start", time.monotonic() - context.begun)
-        context.begun = None
-    context.say(f"[{list(STAGES).index(name) + 1}/{len(STAGES)}] {name}")
-    with context.run.stage(name) as outputs:
-        outputs.update(stage(context))
+    if context.started is not None:
+        context.run.book("start", time.monotonic() - context.started)
+        context.started = None
+    with context.run.stage(stage.name) as outputs:
+        outputs.update(stage.run(context))
     give_back()
 
 
-def _done(run: Run, name: str) -> bool:
-    """Whether a stage is finished and its output still there: messages advise to remove what is damaged."""
-    if not run.done(name):
-        return False
-    if name == "train" and not (run.path / "model").exists():  # checkpoints are needed until then
-        from shenhong.train import checkpoint
-
-        last = run.manifest["train"]["steps"]
-        return checkpoint.folder_of(run.path / "checkpoints", last).exists()
-    return name == "train" or (run.path / OUTPUTS[name]).exists()
+def is_done(run: Run, stage: Stage) -> bool:
+    """Whether a stage is finished and its output still there."""
+    return run.done(stage.name) and stage.present(run)
 
 
-def _freeze_recipe(run: Run, recipe: Recipe) -> None:
+def _freeze(run: Run, recipe: Recipe, names: list[str], allow_code: Path | None) -> None:
     """The run keeps its own copy; another recipe for the same folder is refused, naming what differs."""
     file = run.path / "recipe.toml"
     if not file.exists():
         # The manifest first: it is what makes the folder a run, so a kill in between is mended here.
-        run.manifest.update(name=recipe.name, seed=recipe.seed, shenhong=__version__)
+        run.manifest.update(name=recipe.name, seed=recipe.seed, shenhong=__version__, plan=names)
+        own_code.record(run, recipe)
         run.save()
         atomic_write(file, recipe.dump(run.path))
         return
-    frozen = load_frozen(run.path)
+    own_code.heed(run, recipe, allow_code)
+    frozen = own_code.load_frozen(run.path, run_code=False)
     ours, theirs = _flat(recipe.model_dump(mode="json")), _flat(frozen.model_dump(mode="json"))
     differing = [
         f"{key} is {theirs.get(key)} there, {ours.get(key)} here"
@@ -139,31 +121,6 @@ def _freeze_recipe(run: Run, recipe: Recipe) -> None:
         )
 
 
-def _heed_sources(context: Context, run: Run) -> None:
-    """Another text is another run; before training it only means to refine again. Error: RunError."""
-    from shenhong.corpus import sources
-
-    stages = run.manifest["stages"]
-    recorded = stages.get("corpus", {}).get("outputs", {}).get("sources")
-    what = recorded and sources.changed(recorded, context.recipe.corpus, run.path)
-    if not what:
-        return
-    if "train" in stages:
-        raise RunError(
-            f"{what} after {run.path} began to train on it; put it back as it was, or choose another --run folder"
-        )
-    context.say(f"{what} since it was refined: this is done again")
-    for name in ("corpus", "tokenizer", "tokens"):
-        if name in stages:
-            stages[name]["state"] = "begun"
-    run.save()
-
-
-def load_frozen(path: Path) -> Recipe:
-    """The recipe a run was begun with. Error: RecipeError when the copy was damaged."""
-    return load(path / "recipe.toml")
-
-
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
@@ -173,291 +130,36 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# ------------------------------------------------------------------------------------------ stages
-
-
-def _corpus(context: Context) -> dict[str, Any]:
+def _heed_sources(context: Context, run: Run, stages: list[Stage]) -> None:
+    """Another text is another run; before training it only means to refine again. Error: RunError."""
     from shenhong.corpus import sources
-    from shenhong.corpus.refine import refine
 
-    # Before they are read: a file that changes meanwhile then shows when the run goes on.
-    found = sources.record(context.recipe.corpus, context.path)
-    with atomic_folder(context.path / "corpus") as folder:
-        report = refine(context.recipe.corpus, Path("."), folder, context.recipe.seed, context.say)
-    return {
-        "kept": report.get("kept"),
-        "sources": found,
-        "train_sha256": digest(context.path / "corpus" / "train.parquet"),
-    }
-
-
-def _tokenizer(context: Context) -> dict[str, Any]:
-    from shenhong.stages.init_from import take_over
-    from shenhong.tokenizer.tokenizer import build
-
-    with atomic_folder(context.path / "tokenizer") as folder:
-        recipe = context.recipe
-        if recipe.init:
-            return take_over(recipe, folder)
-        return build(
-            context.path / "corpus", folder, recipe.tokenizer, context.say, recipe.corpus.simplify
-        )
-
-
-def _tokens(context: Context) -> dict[str, Any]:
-    from shenhong.corpus.pack import pack
-    from shenhong.stages.init_from import check_prompts
-    from shenhong.tokenizer import Tokenizer
-
-    check_prompts(context.path / "corpus", Tokenizer.load(context.path / "tokenizer"))
-    with atomic_folder(context.path / "tokens") as folder:
-        return pack(
-            context.path / "corpus",
-            context.path / "tokenizer",
-            folder,
-            context.recipe.train.sequence_length,
-            context.say,
-        )
-
-
-def _architecture(context: Context) -> ModelConfig:
-    """The recipe's model with this run's tokenizer, or the shape of the model that training began from."""
-    from shenhong.stages.init_from import architecture
-    from shenhong.tokenizer import Tokenizer
-
-    if context.recipe.init:
-        return architecture(context.path)
-    tokenizer = Tokenizer.load(context.path / "tokenizer")
-    return context.recipe.architecture(
-        tokenizer.vocab_size,
-        bos_token_id=tokenizer.bos_id,
-        eos_token_id=tokenizer.eos_id,
-        pad_token_id=tokenizer.pad_id,
-    )
-
-
-def _train(context: Context) -> dict[str, Any]:
-    from shenhong.stages.init_from import weights
-    from shenhong.train import train
-
-    recipe, config = context.recipe, _architecture(context)
-    begun = time.monotonic()
-    spent = _seconds_spent(context.run.manifest) if context.run else 0.0
-
-    def seconds_left() -> float:
-        """Read when the steps are counted, so that what choosing the machine took is paid for too."""
-        used = spent + recipe.reserve_seconds + time.monotonic() - begun
-        return max(1.0, (recipe.minutes or 0) * 60 - used)
-
-    def first() -> dict[str, Any] | None:
-        """The weights training begins with; None for random ones."""
-        if not recipe.init:
-            return None
-        stage = json.loads((context.path / "manifest.json").read_text())["stages"]["tokenizer"]
-        return weights(recipe, stage["outputs"]["init_sha256"])
-
-    train(
-        context.run,
-        context.path,
-        recipe.train,
-        config,
-        recipe.seed,
-        context.mesh,
-        seconds_left,
-        _sampler(context),
-        first,
-    )
-    return {}
-
-
-def _sampler(context: Context) -> Callable[[Decoder], list[tuple[str, str]]]:
-    """What the model writes of some held-out prompts, always the same, for those who watch it learn."""
-    import pyarrow.parquet
-
-    from shenhong.engine import Engine
-    from shenhong.tokenizer import Tokenizer
-
-    valid = pyarrow.parquet.read_table(
-        context.path / "corpus" / "valid.parquet", columns=["prompt"]
-    )
-    prompts = valid.slice(0, SAMPLES)["prompt"].to_pylist()
-    tokenizer = Tokenizer.load(context.path / "tokenizer")
-    ids = [tokenizer.encode_prompt(p) if p else [tokenizer.bos_id] for p in prompts]
-
-    def write(model: Decoder) -> list[tuple[str, str]]:
-        try:
-            done = Engine(model).generate(ids, SAMPLE_TOKENS, seed=context.recipe.seed)
-        except RequestError:  # a weight is no number: training itself says so, and where
-            return []
-        texts = [tokenizer.decode(completion.tokens) for completion in done]
-        return list(zip(prompts, texts, strict=True))
-
-    return write
-
-
-def _seconds_spent(manifest: dict[str, Any]) -> float:
-    return sum(stage.get("seconds", 0.0) for stage in manifest["stages"].values())
-
-
-def _model(context: Context) -> dict[str, Any]:
-    import torch
-
-    from shenhong.errors import CheckpointError
-    from shenhong.export import save_model
-    from shenhong.train import checkpoint
-
-    found = checkpoint.load_newest(context.path / "checkpoints")
-    if found is None:
-        raise CheckpointError(
-            f"{context.path / 'checkpoints'} is empty; remove the run folder and train again"
-        )
-    progress, weights, _ = found
-    decoder = Decoder(_architecture(context))
-    decoder.load_state_dict(weights)
-    folder = context.path / "model"
-    save_model(decoder, folder, context.path / "tokenizer")
-    return {
-        "step": progress.step,
-        "sha256": digest(folder / "model.safetensors"),
-        "torch": torch.__version__,
-    }
-
-
-def _evaluate(context: Context) -> dict[str, Any]:
-    assert context.run is not None
-    return measure(context.recipe, context.run, context.say)
-
-
-def measure(recipe: Recipe, run: Run, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure the finished model of a run on held-out text; writes evaluation.json."""
-    import torch
-
-    from shenhong.engine import Sampling
-    from shenhong.evaluate.evaluate import evaluate
-    from shenhong.evaluate.metrics import ScoredText
-    from shenhong.export import load_model
-    from shenhong.models import open_writer
-    from shenhong.train import budget
-    from shenhong.train.data import Rows, seen_rows
-    from shenhong.train.trainer import score_rows
-
-    dtype = budget.apply(run.manifest["machine"])
-    writer = open_writer(run.path)
-    tokenizer = writer.tokenizer
-    ids = (tokenizer.bos_id, tokenizer.pad_id)
-    test = Rows(run.path / "tokens" / "test.safetensors", *ids)
-    decoder = load_model(run.path / "model", dtype)
-    scored = ScoredText(*score_rows(decoder, test, torch.arange(len(test))), test.characters)
-    train = Rows(run.path / "tokens" / "train.safetensors", *ids)
-    seen = seen_rows(
-        len(train), recipe.seed, run.manifest["train"]["steps"] * recipe.train.rows_a_step
-    )
-    sampling = Sampling(temperature=recipe.evaluate.temperature)
-    measures = evaluate(
-        run.path / "corpus",
-        recipe.corpus.kind,
-        scored,
-        lambda prompts: writer.answer(prompts, LONGEST_ANSWER, sampling, recipe.seed),
-        tokenizer.backend.decode_batch(train.answers(seen)),
-        recipe.evaluate,
-        recipe.seed,
-        say,
-    )
-    atomic_write(run.path / "evaluation.json", json.dumps(measures, ensure_ascii=False, indent=1))
-    return {}
-
-
-def _report(context: Context) -> dict[str, Any]:
-    from shenhong.evaluate.report import write_report
-
-    write_report(context.path)
-    return {}
-
-
-STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
-    "corpus": _corpus,
-    "tokenizer": _tokenizer,
-    "tokens": _tokens,
-    "train": _train,
-    "model": _model,
-    "evaluate": _evaluate,
-    "report": _report,
-}
-
-OUTPUTS = {
-    **{name: name for name in ("corpus", "tokenizer", "tokens", "model")},
-    "train": "checkpoints",
-    "evaluate": "evaluation.json",
-    "report": "report.html",
-}
-
-
-# ------------------------------------------------------------------------------------------ for the verbs
-
-
-def evaluate_again(path: Path) -> dict[str, Any]:
-    """Measure a finished run anew and rewrite its report; returns the measures."""
-    with Run(path) as run:
-        if not run.done("model"):
+    records = run.manifest["stages"]
+    for corpus in (stage for stage in stages if isinstance(stage, Corpus)):
+        recorded = records.get(corpus.name, {}).get("outputs", {}).get("sources")
+        what = recorded and sources.changed(recorded, corpus.settings, run.path)
+        if not what:
+            continue
+        later = [corpus, *_readers(corpus, stages)]
+        if any(stage.trains and stage.name in records for stage in later):
             raise RunError(
-                f"{path} has no finished model yet; 'shenhong train {path}' goes on with it"
+                f"{what} after {run.path} began to train on it; put it back as it was, or choose another --run folder"
             )
-        recipe = load_frozen(run.path)
-        measure(recipe, run, lambda line: print(line, file=sys.stderr))
-        _report(Context(recipe, run.path, Mesh(), run))
-    return json.loads((Path(path) / "evaluation.json").read_text())
+        context.say(f"{what} since it was refined: this is done again")
+        for stage in later:
+            if stage.name in records:
+                records[stage.name]["state"] = "begun"
+        run.save()
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """What a model is and costs; of a run without a model yet, how far it has come. Error: ShenhongError."""
-    from shenhong import models
-
-    path = Path(path)
-    if (path / "manifest.json").is_file() and not (path / "model" / "config.json").is_file():
-        return _so_far(Run(path, write=False))
-    return models.facts(path)
-
-
-def _so_far(run: Run) -> dict[str, Any]:
-    """Recipe, stages, step and held-out loss of an unfinished run, also of one that runs now."""
-    known: dict[str, Any] = {"folder": str(run.path)}
-    if (run.path / "recipe.toml").exists():
-        recipe = load_frozen(run.path)
-        known |= {"recipe": recipe.name, "kind": recipe.corpus.kind, "seed": recipe.seed}
-        if recipe.minutes:
-            known["minutes"] = recipe.minutes
-    stages = run.manifest["stages"]
-    for name in STAGES:
-        begun = "unfinished" if name in stages else "to do"
-        known[f"stage {name}"] = "done" if _done(run, name) else begun
-    train = run.manifest.get("train", {})
-    events = read_events(run.path)
-    steps = [e for e in events if e["kind"] == "train" and {"step", "steps", "loss"} <= e.keys()]
-    looks = [
-        e for e in events if e["kind"] == "valid" and isinstance(e.get("nats_per_token"), float)
-    ]
-    if "parameters" in train:
-        known |= {k.replace("_", " "): train[k] for k in ("parameters", "active_parameters")}
-    if steps:
-        known |= {key: steps[-1][key] for key in ("step", "steps")}
-        known["training nats per token"] = steps[-1]["loss"]
-    if looks:
-        known["held-out nats per token"] = round(looks[-1]["nats_per_token"], 4)
-    return known | {"to go on": f"shenhong train {run.path}"}
-
-
-def summary(path: Path) -> str:
-    """The headline measures of a run and where its report is, in a few lines."""
-    path = Path(path)
-    if not (path / "report.html").exists():
-        opened = Run(path, write=False)
-        done = [name for name in STAGES if _done(opened, name)]
-        return (
-            f"{path}: done so far: {', '.join(done) or 'nothing'}; 'shenhong train {path}' goes on"
-        )
-    from shenhong.evaluate.report import headline
-
-    return "\n".join([*headline(path), f"report: {path / 'report.html'}"])
+def _readers(first: Stage, stages: list[Stage]) -> list[Stage]:
+    """The stages that read, directly or through others, what this one makes."""
+    names, found = {first.name}, []
+    for stage in stages:
+        if names & set(stage.reads):
+            names.add(stage.name)
+            found.append(stage)
+    return found
 
 
 def bundled(name: str) -> Path:

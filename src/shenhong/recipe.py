@@ -3,6 +3,9 @@
 Every setting has a type, a unit, bounds and a default; a key that is not one is an error that names the
 nearest that is. Relative corpus paths are relative to the recipe's own folder. The resolved recipe is
 frozen into the run folder, so that a run never depends on the file it came from again.
+
+What the table [corpus] may say depends on its kind, and what one of the [[steps]] may say on its own: the class that
+checks a recipe is put together from the settings of its domains and its steps.
 """
 
 from __future__ import annotations
@@ -10,19 +13,37 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from shenhong.corpus.settings import CorpusSettings
+from shenhong.domains import registry as domains
 from shenhong.errors import ModelError, RecipeError
 from shenhong.evaluate.settings import EvaluateSettings
 from shenhong.model.config import ModelConfig
 from shenhong.runs.files import beside
+from shenhong.stages.base import StepSettings
+from shenhong.stages.registry import step_of
 from shenhong.tokenizer import TokenizerSettings
 from shenhong.train.settings import TrainSettings
+
+# Before 0.2 every recipe of a run held the settings of all kinds of text; of another kind they say nothing.
+_OF_SOME_KIND = frozenset(
+    [
+        "min_characters",
+        "max_characters",
+        "max_symbol_share",
+        "max_repeated_share",
+        "formless",
+        "rhymed",
+        "title_characters",
+    ]
+)
 
 
 class Settings(BaseModel):
@@ -96,15 +117,20 @@ class Recipe(Settings):
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    steps: tuple[StepSettings, ...] = Field(
+        (), description="what is done after the tokenizer, in order; absent: one pretraining"
+    )
 
     @model_validator(mode="after")
     def fits_together(self) -> Recipe:
-        if self.minutes is None and self.train.steps is None:
-            raise ValueError("give either minutes (of the whole run) or train.steps")
-        if self.train.batch_tokens % self.train.sequence_length:
-            raise ValueError(
-                f"train.batch_tokens {self.train.batch_tokens} must be a multiple of train.sequence_length {self.train.sequence_length}"
-            )
+        self._check_steps()
+        for train in self._trainings():
+            if self.minutes is None and train.steps is None:
+                raise ValueError("give either minutes (of the whole run) or train.steps")
+            if train.batch_tokens % train.sequence_length:
+                raise ValueError(
+                    f"train.batch_tokens {train.batch_tokens} must be a multiple of train.sequence_length {train.sequence_length}"
+                )
         if self.init is not None:
             brought = sorted({"tokenizer", "model"} & self.model_fields_set)
             if brought:
@@ -119,23 +145,34 @@ class Recipe(Settings):
         self.check_training(config)
         return self
 
+    def _trainings(self) -> list[TrainSettings]:
+        """[train], or those of the steps that train."""
+        own = [getattr(step, "train", None) for step in self.steps if hasattr(step, "train")]
+        return [train or self.train for train in own] if self.steps else [self.train]
+
+    def _check_steps(self) -> None:
+        """Error: ValueError where the list of steps is none that can be run one after the other."""
+        names: list[str] = []
+        for number, step in enumerate(self.steps):
+            name = step.name or step.kind
+            if name in names:
+                raise ValueError(f"steps.{number}: two steps are called {name}; give one a name")
+            if step.input and step.input not in names:
+                known = ", ".join(names) or "none"
+                raise ValueError(
+                    f'steps.{number}: input "{step.input}" is not a step before this one ({known})'
+                )
+            takes_model = step_of(step.kind).takes_model
+            if takes_model and not names:
+                raise ValueError(
+                    f"steps.{number}: a {step.kind} takes a model, and there is none before it; begin with a pretrain"
+                )
+            names.append(name)
+
     def check_training(self, config: ModelConfig) -> None:
-        """Error: ValueError where a model of this shape cannot be trained as [train] says."""
-        if self.train.sequence_length > config.max_position_embeddings:
-            raise ValueError(
-                f"train.sequence_length {self.train.sequence_length} is above model.max_position_embeddings {config.max_position_embeddings}"
-            )
-        if not config.expert_layers:
-            return
-        if not config.has_selection_bias and self.train.balance != "none":
-            raise ValueError(
-                f'train.balance "{self.train.balance}" moves a selection bias, which softmax gates do not have; set it to "none" and balance by train.sequence_balance (DeepSeek-V2 took 0.003)'
-            )
-        groups = config.n_group
-        if self.train.balance == "quantile" and config.topk_group < groups:
-            raise ValueError(
-                f'train.balance "quantile" knows no group limits (model.topk_group {config.topk_group} of {groups}); set it to "centred", or model.topk_group to {groups}'
-            )
+        """Error: ValueError where a model of this shape cannot be trained as the recipe says."""
+        for train in self._trainings():
+            _check_training(train, config)
 
     def architecture(self, vocab_size: int, **token_ids: Any) -> ModelConfig:
         """The model's configuration for a tokenizer of ``vocab_size`` entries. Error: ModelError."""
@@ -144,15 +181,51 @@ class Recipe(Settings):
     def dump(self, folder: Path) -> str:
         """The resolved recipe as TOML for a file in ``folder`` (absent values are left out)."""
         brought = {"tokenizer", "model"} if self.init else set()
-        tree = self.model_dump(mode="json", exclude_none=True, exclude=brought)
+        absent = {"steps"} if not self.steps else set()
+        tree = self.model_dump(mode="json", exclude_none=True, exclude=brought | absent)
         if self.init:
             tree["init"] = beside(self.init, folder)
-        tree["corpus"]["paths"] = [beside(path, folder) for path in self.corpus.paths]
+        for corpus in _corpora(tree):
+            corpus["paths"] = [beside(path, folder) for path in corpus["paths"]]
+            if domains.is_file(corpus["kind"]):
+                corpus["kind"] = beside(corpus["kind"], folder)
         return tomli_w.dumps(tree)
 
 
-def load(path: Path, changes: list[str] | None = None) -> Recipe:
-    """Read a recipe file and apply ``section.key=value`` changes. Error: RecipeError, one line."""
+def _check_training(train: TrainSettings, config: ModelConfig) -> None:
+    if train.sequence_length > config.max_position_embeddings:
+        raise ValueError(
+            f"train.sequence_length {train.sequence_length} is above model.max_position_embeddings {config.max_position_embeddings}"
+        )
+    if not config.expert_layers:
+        return
+    if not config.has_selection_bias and train.balance != "none":
+        raise ValueError(
+            f'train.balance "{train.balance}" moves a selection bias, which softmax gates do not have; set it to "none" and balance by train.sequence_balance (DeepSeek-V2 took 0.003)'
+        )
+    groups = config.n_group
+    if train.balance == "quantile" and config.topk_group < groups:
+        raise ValueError(
+            f'train.balance "quantile" knows no group limits (model.topk_group {config.topk_group} of {groups}); set it to "centred", or model.topk_group to {groups}'
+        )
+
+
+def _corpora(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """The [corpus] table and those of steps that bring their own, where they are tables."""
+    steps = tree.get("steps")
+    tables = [tree, *(steps if isinstance(steps, list) else [])]
+    found = [table.get("corpus") for table in tables if isinstance(table, dict)]
+    return [corpus for corpus in found if isinstance(corpus, dict)]
+
+
+def load(
+    path: Path, changes: list[str] | None = None, run_code: Callable[[Path], object] | None = None
+) -> Recipe:
+    """Read a recipe file and apply ``section.key=value`` changes. Error: RecipeError, one line.
+
+    ``run_code`` is called with each Python file that a corpus names as its kind, and must load it or refuse; without it
+    no such file is touched, and what the recipe says to it is not checked.
+    """
     path = Path(path)
     try:
         tree = tomllib.loads(path.read_bytes().decode())
@@ -175,21 +248,71 @@ def load(path: Path, changes: list[str] | None = None) -> Recipe:
         # A recipe's own paths begin at its folder, one given beside it where the command was given.
         start = path.resolve().parent if tree["init"] == own else Path.cwd()
         tree["init"] = os.path.normpath(start / tree["init"])
-    corpus = tree.get("corpus")
-    if isinstance(corpus, dict) and isinstance(corpus.get("paths"), list):
-        base = path.resolve().parent
-        corpus["paths"] = [
-            os.path.normpath(base / p) if isinstance(p, str) else p for p in corpus["paths"]
-        ]
+    base = path.resolve().parent
+    for corpus in _corpora(tree):
+        if isinstance(corpus.get("paths"), list):
+            corpus["paths"] = [
+                os.path.normpath(base / p) if isinstance(p, str) else p for p in corpus["paths"]
+            ]
+        kind = corpus.get("kind")
+        if isinstance(kind, str) and domains.is_file(kind):
+            corpus["kind"] = os.path.normpath(base / kind)
+            if run_code:
+                run_code(Path(corpus["kind"]))
     return parse(tree, str(path))
 
 
 def parse(tree: dict[str, Any], source: str) -> Recipe:
     """Check a parsed recipe. Error: RecipeError naming ``source``, the key and the remedy."""
     try:
-        return Recipe.model_validate(tree)
+        kind = _class_for(tree)
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
+    try:
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(f"{source}: {_explain(error)}") from None
+        raise RecipeError(f"{source}: {_explain(error, kind)}") from None
+
+
+def _class_for(tree: dict[str, Any]) -> type[Recipe]:
+    """The class that checks this recipe: its tables with the settings of their kinds. Error: RecipeError."""
+    steps = tree.get("steps")
+    tables = isinstance(steps, list) and all(isinstance(step, dict) for step in steps)
+    kinds = tuple(map(_step_class, steps)) if steps and tables else None
+    return _recipe_class(_corpus_class(tree), kinds)
+
+
+@cache
+def _recipe_class(
+    corpus: type[CorpusSettings] | None, steps: tuple[type[StepSettings], ...] | None
+) -> type[Recipe]:
+    fields: dict[str, Any] = {"corpus": (corpus, ...)} if corpus else {}
+    if steps:
+        fields["steps"] = (tuple[steps], ...)  # type: ignore[valid-type]  # each in its place
+    return create_model("Recipe", __base__=Recipe, **fields)
+
+
+def _step_class(table: dict[str, Any]) -> type[StepSettings]:
+    kind = table.get("kind")
+    found = step_of(kind).Settings if isinstance(kind, str) else StepSettings
+    return _with_corpus(found, corpus) if (corpus := _corpus_class(table)) else found
+
+
+@cache
+def _with_corpus(step: type[StepSettings], corpus: type[CorpusSettings]) -> type[StepSettings]:
+    return create_model(step.__name__, __base__=step, corpus=(corpus, ...))
+
+
+def _corpus_class(table: dict[str, Any]) -> type[CorpusSettings] | None:
+    """By the kind that the table's [corpus] names, without keys that an earlier version wrote for other kinds."""
+    corpus = table.get("corpus")
+    kind = corpus.get("kind", "text") if isinstance(corpus, dict) else None
+    if not isinstance(corpus, dict) or not isinstance(kind, str):
+        return None
+    found = domains.settings_of(kind)
+    for name in _OF_SOME_KIND & corpus.keys() - found.model_fields.keys():
+        del corpus[name]
+    return found
 
 
 def _apply(tree: dict[str, Any], change: str) -> None:
@@ -210,7 +333,7 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     tree[name] = value
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[Recipe]) -> str:
     """The first fault in words; pydantic's own text for types and bounds is plain enough to keep."""
     fault = error.errors()[0]
     where = ".".join(
@@ -221,7 +344,7 @@ def _explain(error: ValidationError) -> str:
     )
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if fault["type"] == "extra_forbidden":
-        known = _known_keys(Recipe, where.split(".")[:-1])
+        known = _known_keys(kind, where.split(".")[:-1])
         near = difflib.get_close_matches(where.split(".")[-1], known, n=1, cutoff=0.0)
         return (
             f"unknown key {where}; did you mean {near[0]}?{more}"
@@ -236,12 +359,17 @@ def _explain(error: ValidationError) -> str:
     return f"{where}: {message[0].lower()}{message[1:]}, got {fault['input']!r}{more}"
 
 
-def _known_keys(kind: type[BaseModel], sections: list[str]) -> list[str]:
+def _known_keys(kind: Any, sections: list[str]) -> list[str]:
     for section in sections:
-        field = kind.model_fields.get(section)
-        if field is None or not (
-            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        ):
+        parts = [kind, *get_args(kind)]  # of an optional table, of the tuple of steps
+        if section.isdecimal():
+            kind = parts[1 + int(section)]
+            continue
+        kind = next((p for p in parts if isinstance(p, type) and issubclass(p, BaseModel)), None)
+        field = kind.model_fields.get(section) if kind else None
+        if field is None:
             return []
         kind = field.annotation
-    return list(kind.model_fields)
+    parts = [kind, *get_args(kind)]
+    found = [p for p in parts if isinstance(p, type) and issubclass(p, BaseModel)]
+    return list(found[0].model_fields) if found else []

@@ -7,6 +7,7 @@ import pytest
 from shenhong.corpus import refine as stage
 from shenhong.corpus.refine import refine
 from shenhong.corpus.settings import CorpusSettings
+from shenhong.domains import domain
 from shenhong.errors import DataError
 
 CHARACTERS = [chr(c) for c in range(0x4E00, 0x4E00 + 1500)]
@@ -61,10 +62,11 @@ def write(path, rows):
 
 def run(folder, rows, out="out", log=lambda line: None, **more):
     write(folder / "poems.jsonl", rows)
-    settings = CorpusSettings(
+    kind = domain(more.get("kind", "verse"))
+    settings = kind.Settings(
         **{"kind": "verse", "paths": ["poems.jsonl"], "held_out": 0.05, **more}
     )
-    return refine(settings, folder, folder / out, 0, log)
+    return refine(settings, kind, folder, folder / out, 0, log)
 
 
 def read(folder):

@@ -6,6 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from shenhong.domains import domain
+from shenhong.domains.verse import DOMAIN as VERSE
 from shenhong.errors import DataError
 from shenhong.evaluate.evaluate import evaluate, read_split
 from shenhong.evaluate.metrics import ScoredText
@@ -30,7 +32,7 @@ def test_verse_end_to_end(tmp_path):
 
     seen = [poem(n) for n in range(50)]
     settings = EvaluateSettings(titles=20, samples=3, ngram_order=3)
-    result = evaluate(tmp_path, "verse", scored(texts), generate, seen, settings, seed=7)
+    result = evaluate(tmp_path, VERSE, scored(texts), generate, seen, settings, seed=7)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
     bits = result["bits_per_character"]
@@ -51,7 +53,7 @@ def test_verse_end_to_end(tmp_path):
     assert len(result["samples"]) == 3
     assert result["samples"][1]["verse"]["lines"][0]["text"] == poem(3)[:5]
 
-    again = evaluate(tmp_path, "verse", None, lambda p: p, None, settings, seed=7)
+    again = evaluate(tmp_path, VERSE, None, lambda p: p, None, settings, seed=7)
     assert asked == [f"{s['form']} {s['title']}" for s in again["samples"]] + asked[3:]
     assert "model" not in again["bits_per_character"]
 
@@ -68,7 +70,7 @@ def test_plain_text(tmp_path):
     texts = read_split(tmp_path, "test")["text"]
     settings = EvaluateSettings(samples=4, ngram_order=2)
     result = evaluate(
-        tmp_path, "text", scored(texts), lambda p: [" dog"] * len(p), None, settings, 1
+        tmp_path, domain("text"), scored(texts), lambda p: [" dog"] * len(p), None, settings, 1
     )
     assert "verse" not in result and len(result["samples"]) == 4
     assert all(text.startswith("The ") for text in (s["prompt"] for s in result["samples"]))
@@ -77,7 +79,7 @@ def test_plain_text(tmp_path):
 def test_another_text_was_scored(tmp_path):
     write_corpus(tmp_path, 20, 5)
     with pytest.raises(ValueError, match="characters"):
-        evaluate(tmp_path, "verse", ScoredText(1.0, 1, 1), None, None, EvaluateSettings(), 1)
+        evaluate(tmp_path, VERSE, ScoredText(1.0, 1, 1), None, None, EvaluateSettings(), 1)
 
 
 def test_a_missing_or_damaged_split_is_named(tmp_path):

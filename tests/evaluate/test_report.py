@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from shenhong.domains import domain
+from shenhong.domains.verse import DOMAIN as VERSE
 from shenhong.errors import RunError
 from shenhong.evaluate.charts import Curves, Series, short, ticks
 from shenhong.evaluate.evaluate import evaluate, read_split
@@ -67,12 +69,12 @@ def evaluation(tmp_path_factory):
         return [answers[i % len(answers)] for i in range(len(prompts))]
 
     settings = EvaluateSettings(titles=20, samples=6, ngram_order=3)
-    return evaluate(folder, "verse", scored, generate, [poem(1)], settings, 1)
+    return evaluate(folder, VERSE, scored, generate, [poem(1)], settings, 1)
 
 
 def test_a_whole_report(tmp_path, evaluation):
     write_run(tmp_path, evaluation)
-    html, markdown = write_report(tmp_path)
+    html, markdown = write_report(tmp_path, VERSE)
     assert (tmp_path / "report.html").read_text() == html
     assert (tmp_path / "report.md").read_text() == markdown
     page = safe(html)
@@ -92,7 +94,7 @@ def test_a_whole_report(tmp_path, evaluation):
 
 def test_the_terminal_gets_the_first_lines(tmp_path, evaluation):
     write_run(tmp_path, evaluation)
-    lines = headline(tmp_path)
+    lines = headline(tmp_path, VERSE)
     assert any(line.startswith("rhyme: ") and "human" in line for line in lines)
     assert any("3 min 10 s" in line for line in lines)
 
@@ -102,7 +104,7 @@ def test_a_report_names_the_corpus_and_not_the_folders_of_this_machine(tmp_path)
     (tmp_path / "recipe.toml").write_text(
         'name = "poet"\n[corpus]\npaths = ["/home/libai/secret/poems.jsonl", "../more.txt"]\n'
     )
-    for text in write_report(tmp_path):
+    for text in write_report(tmp_path, VERSE):
         assert "poems.jsonl" in text and "../more.txt" in text and "libai" not in text
 
 
@@ -116,7 +118,7 @@ def test_on_a_phone_tables_scroll_and_the_page_does_not(tmp_path, evaluation):
     with open(tmp_path / "events.jsonl", "a") as events:
         line = {"kind": "train", "step": 300, "steps": 300, "loss": 3.0, "load": [share] * 2}
         events.write("\n" + json.dumps(line) + "\n")
-    write_report(tmp_path)
+    write_report(tmp_path, VERSE)
     with api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         for width in (320, 390):
@@ -137,7 +139,7 @@ def test_nothing_of_a_run_becomes_markup(tmp_path, evaluation):
     for sample in hostile["samples"]:
         sample["title"] = sample["form"] = HOSTILE
     write_run(tmp_path, hostile, words=HOSTILE)
-    html, markdown = write_report(tmp_path)
+    html, markdown = write_report(tmp_path, VERSE)
     page = safe(html)
     assert any("<script>alert(1)</script>" in text for text in page.text)
     tokens = MarkdownIt("gfm-like", {"html": True, "linkify": False}).parse(markdown)
@@ -148,32 +150,32 @@ def test_nothing_of_a_run_becomes_markup(tmp_path, evaluation):
 
 def test_verse_of_a_model_that_is_no_verse_is_shown_as_text(tmp_path, evaluation):
     write_run(tmp_path, evaluation)
-    html, _ = write_report(tmp_path)
+    html, _ = write_report(tmp_path, VERSE)
     assert "not in form" in html
 
 
 def test_plain_text_has_no_verse(tmp_path):
     evaluation = {"kind": "text", "samples": [{"prompt": "The", "text": HOSTILE}]}
     write_run(tmp_path, evaluation)
-    html, markdown = write_report(tmp_path)
+    html, markdown = write_report(tmp_path, domain("text"))
     safe(html)
     assert "Samples" in html and "rhyme" not in markdown
 
 
 def test_a_run_that_has_just_begun(tmp_path):
     (tmp_path / "manifest.json").write_text('{"format": 1, "stages": {}}')
-    html, markdown = write_report(tmp_path)
+    html, markdown = write_report(tmp_path, VERSE)
     safe(html)
     assert markdown.startswith(f"# {escape_markdown(tmp_path.name)}")
 
 
 def test_damaged_files_are_named(tmp_path):
     with pytest.raises(RunError, match=r"manifest\.json"):
-        write_report(tmp_path)
+        write_report(tmp_path, VERSE)
     write_run(tmp_path)
     (tmp_path / "evaluation.json").write_text("{")
     with pytest.raises(RunError, match=r"evaluation\.json"):
-        write_report(tmp_path)
+        write_report(tmp_path, VERSE)
 
 
 @given(st.text())

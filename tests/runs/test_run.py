@@ -9,9 +9,9 @@ import pytest
 
 from shenhong.errors import RunError
 from shenhong.pipeline import describe
-from shenhong.runs.run import Run
-from shenhong.runs.files import atomic_folder, atomic_write
 from shenhong.runs.events import read_events
+from shenhong.runs.files import atomic_folder, atomic_write
+from shenhong.runs.run import Run
 from shenhong.serve.page.runs import summary
 
 

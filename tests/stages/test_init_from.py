@@ -18,6 +18,7 @@ from shenhong.export import load_model, save_model
 from shenhong.recipe import load
 from shenhong.runs.events import read_events
 from shenhong.runs.files import digest
+from shenhong.stages.own_code import load_frozen
 from shenhong.train import checkpoint
 from tests.conftest import RECIPE, Tiny
 from tests.model.random_configs import random_decoder, random_v2_config
@@ -78,7 +79,7 @@ def test_a_stop_changes_no_bit_and_then_the_model_is_not_needed(
         go_on(tiny, tmp_path, source)
     shutil.rmtree(source)
     run = tmp_path / "run"
-    pipeline.run(pipeline.load_frozen(run), run, until="model")
+    pipeline.run(load_frozen(run), run, until="model")
     assert digest(run / WEIGHTS) == digest(on / WEIGHTS)
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before torch loads: with another busy process on the machine, barriers that spin make two-thread
 # operations 10-50 times slower, so waiting threads sleep after a short spin. Telemetry stays off.
@@ -23,8 +23,10 @@ from shenhong import LONGEST_ANSWER, __version__
 from shenhong.cli.arguments import Help, Parser, count, positive
 from shenhong.errors import ShenhongError, UsageError
 
+if TYPE_CHECKING:
+    from shenhong.domains.base import Option
+
 POET = "recipes/poet.toml"
-STAGES = ("corpus", "tokenizer", "tokens", "train", "model", "evaluate", "report")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,9 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for asked in (signal.SIGINT, signal.SIGTERM):  # both ask for an orderly stop
             signal.signal(asked, stop)
-        begun = time.monotonic()  # before torch is loaded, which takes seconds
+        started = time.monotonic()  # before torch is loaded, which takes seconds
         options = parser().parse_args(arguments)
-        options.begun = begun
+        options.started = started
         if options.verb in (quickstart, train):
             remedy = "; the same command goes on from here"
         options.verb(options)
@@ -66,6 +68,13 @@ def main(arguments: list[str] | None = None) -> int:
             f"shenhong: {where}{error.strerror or error}; check its permissions and the disk",
             file=sys.stderr,
         )
+        return 2
+    except Exception as error:  # of a person's own file, or a fault of ours
+        from shenhong.domains.registry import fault_of
+
+        if (fault := fault_of(error)) is None:
+            raise
+        print(f"shenhong: {' '.join(fault.splitlines())}", file=sys.stderr)
         return 2
 
 
@@ -132,7 +141,13 @@ def parser() -> argparse.ArgumentParser:
     trainer.add_argument(
         "--run", type=Path, default=None, help="folder of the run (default: runs/NAME)"
     )
-    trainer.add_argument("--until", choices=STAGES, default=None, help="stop after this stage")
+    trainer.add_argument(
+        "--until",
+        metavar="STAGE",
+        default=None,
+        help="stop after this stage: corpus, tokenizer, tokens, train, model, evaluate or report, with STEP/ before those of a step of a list",
+    )
+    _add_allow_code(trainer)
     trainer.add_argument(
         "--set",
         dest="changes",
@@ -154,15 +169,14 @@ def parser() -> argparse.ArgumentParser:
     gen.add_argument(
         "prompt", help="what to say to the model; for the poet a title, or form and title"
     )
-    gen.add_argument(
-        "--form",
-        choices=("五绝", "七绝", "五律", "七律"),
-        default=None,
-        help="verse form asked of the poet",
-    )
-    gen.add_argument(
-        "--rhyme", metavar="韵", default=None, help="rhyme asked of the poet, as in 阳 or 尤"
-    )
+    for option in _options():
+        gen.add_argument(
+            f"--{option.name}",
+            choices=option.choices or None,
+            metavar=option.metavar,
+            default=None,
+            help=option.help,
+        )
     gen.add_argument(
         "--plain",
         action="store_true",
@@ -195,6 +209,7 @@ def parser() -> argparse.ArgumentParser:
     )
     ev.add_argument("model", metavar="RUN", type=Path, help="a run folder")
     ev.add_argument("--json", action="store_true", help="print the measures as JSON")
+    _add_allow_code(ev)
 
     server = verb(
         "serve",
@@ -249,6 +264,36 @@ def parser() -> argparse.ArgumentParser:
     about.add_argument("--json", action="store_true", help="machine-readable")
 
     return top
+
+
+def _options() -> list[Option]:
+    """What the domains let a person choose beside the words of a prompt."""
+    from shenhong import domains
+
+    found = [option for name in domains.names() for option in domains.domain(name).options]
+    return list({option.name: option for option in found}.values())
+
+
+def _composed(options: argparse.Namespace) -> str:
+    """The prompt, as the domain puts it whose options were given."""
+    from shenhong import domains
+
+    for name in domains.names():
+        domain = domains.domain(name)
+        chosen = {option.name: getattr(options, option.name) for option in domain.options}
+        if any(value is not None for value in chosen.values()):
+            return domain.compose(options.prompt, **chosen)
+    return options.prompt
+
+
+def _add_allow_code(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--allow-code",
+        metavar="FILE",
+        type=Path,
+        default=None,
+        help="run this Python file, which the run's recipe names, although it is not the one the run was begun with",
+    )
 
 
 def _add_serving(server: argparse.ArgumentParser) -> None:
@@ -315,18 +360,19 @@ def quickstart(options: argparse.Namespace) -> None:
     from shenhong import pipeline
     from shenhong.ask import answers
     from shenhong.recipe import load
+    from shenhong.stages.describe import summary
 
     changes = [f"minutes={options.minutes}"]
     if options.seed is not None:
         changes.append(f"seed={options.seed}")
     run_path = options.run
-    if not pipeline.run(load(pipeline.bundled(POET), changes), run_path, begun=options.begun):
+    if not pipeline.run(load(pipeline.bundled(POET), changes), run_path, started=options.started):
         return
     titles = ["七绝 长城", "五绝 春夜", "七律 江上", "五律 明月"]
     for title, poem in zip(titles, answers(run_path, titles), strict=True):
         print(f"\n{title}\n{poem}")
     print()
-    print(pipeline.summary(run_path))
+    print(summary(run_path))
 
     if options.no_serve or not sys.stdout.isatty():
         print(f"chat with it: shenhong serve {run_path}")
@@ -365,8 +411,10 @@ def _serve(models: list[Path], options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> None:
     from shenhong import pipeline
     from shenhong.errors import RecipeError
-    from shenhong.recipe import load
     from shenhong.runs.run import Run
+    from shenhong.stages.describe import summary
+    from shenhong.stages.own_code import load_frozen, load_recipe
+    from shenhong.stages.plan import domain_of
 
     source = options.source
     if source.is_dir():
@@ -375,19 +423,19 @@ def train(options: argparse.Namespace) -> None:
                 f"{source} is a run folder with its recipe frozen; --set and --run go with a recipe file"
             )
         Run(source, write=False)  # says first whether this is a run, and of this version
-        recipe, run_path = pipeline.load_frozen(source), source
+        recipe, run_path = load_frozen(source, options.allow_code), source
     else:
-        recipe = load(source, options.changes)
+        recipe = load_recipe(source, options.changes)
         run_path = options.run or Path("runs") / recipe.name
-    if pipeline.run(recipe, run_path, until=options.until, begun=options.begun):
-        print(pipeline.summary(run_path))
+    if pipeline.run(recipe, run_path, options.until, options.started, options.allow_code):
+        print(summary(run_path, domain_of(recipe)))
 
 
 def generate(options: argparse.Namespace) -> None:
     from shenhong import ask
     from shenhong.engine import Sampling
 
-    prompt = ask.poem(options.prompt, options.form, options.rhyme)
+    prompt = _composed(options)
     answers = ask.answers(
         options.model,
         [prompt] * options.n,
@@ -403,13 +451,13 @@ def generate(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    from shenhong import pipeline
+    from shenhong.stages.describe import evaluate_again, summary
 
-    measures = pipeline.evaluate_again(options.model)
+    measures = evaluate_again(options.model, options.allow_code)
     if options.json:
         _print_json(measures)
     else:
-        print(pipeline.summary(options.model))
+        print(summary(options.model))
 
 
 def export(options: argparse.Namespace) -> None:
@@ -435,7 +483,7 @@ def export(options: argparse.Namespace) -> None:
 
 
 def info(options: argparse.Namespace) -> None:
-    from shenhong.pipeline import describe
+    from shenhong.stages.describe import describe
 
     facts = describe(options.model)
     if options.json:

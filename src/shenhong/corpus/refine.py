@@ -1,6 +1,6 @@
 """The corpus stage: raw records in, train/valid/test.parquet and report.json out.
 
-    read -> normalise -> shape (verse) or rules (text) -> exact -> near -> split -> write
+    read -> normalise -> the domain's rules -> exact -> near -> split -> write
 
 The texts pass through in batches and rest on disk between the steps; memory holds, for each record
 that passed the rules, its id and 180 bytes (digest and band keys), and the shingles of those records
@@ -17,51 +17,60 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shenhong.corpus import dedup, rules, shingles, split
+from shenhong.corpus import dedup, shingles, split
 from shenhong.corpus.read import Columns, read
+from shenhong.corpus.records import Kept, Record
 from shenhong.corpus.report import Step
 from shenhong.corpus.settings import CorpusSettings
-from shenhong.domains.verse import corpus as verse
 from shenhong.errors import DataError
 from shenhong.tokenizer.normalise import simplify, unify
 
-_VERSE = ("form", "title", "author", "prosody_text")
 _SORTED_AT_ONCE = 96 << 20  # bytes of text that are sorted in memory at a time
+
+if TYPE_CHECKING:
+    from shenhong.domains.base import Domain
 
 Log = Callable[[str], None]
 
 
-def refine(settings: CorpusSettings, base: Path, out: Path, seed: int, log: Log) -> dict:
+def refine(
+    settings: CorpusSettings, domain: Domain, base: Path, out: Path, seed: int, log: Log
+) -> dict:
     """Refine the corpus of `settings` (paths relative to `base`) into the folder `out`.
 
-    Writes {train,valid,test}.parquet (columns id, prompt, text; verse: form, title, author,
-    prosody_text) and report.json, whose content is returned.
+    Writes {train,valid,test}.parquet (columns id, prompt, text and those of the domain) and report.json, whose
+    content is returned.
     Errors: DataError (a file is missing, empty or damaged; too little is left); OSError (the disk is full).
     """
     out.mkdir(parents=True, exist_ok=True)
     stage = out / ".stage.parquet"
     try:
-        return _refine(settings, base, out, stage, seed, log)
+        return _refine(settings, domain, base, out, stage, seed, log)
     finally:
         stage.unlink(missing_ok=True)
 
 
 def _refine(
-    settings: CorpusSettings, base: Path, out: Path, stage: Path, seed: int, log: Log
+    settings: CorpusSettings,
+    domain: Domain,
+    base: Path,
+    out: Path,
+    stage: Path,
+    seed: int,
+    log: Log,
 ) -> dict:
     steps = {
         "normalise": Step(
             "normalise", "Unicode NFC, white space, variants, simplified characters", rewrites=True
         ),
-        "shape": Step("shape", "clean poems of 5 or 7 characters and 4 or 8 lines", rewrites=True)
-        if settings.kind == "verse"
-        else Step("rules", "length, damage, symbols, repeated lines"),
+        "rules": Step(*domain.step, rewrites=domain.rewrites),
         "exact": Step("exact duplicates", "equal but for marks, spaces and letter case"),
         "near": Step(
             "near duplicates", f"Jaccard similarity of {settings.near_duplicate} and more"
@@ -70,7 +79,7 @@ def _refine(
             "leaks", f"training records that share {settings.leak_overlap} with a held-out one"
         ),
     }
-    names, digests, keys, counts = _stage(settings, base, stage, seed, steps)
+    names, digests, keys, counts = _stage(settings, domain, base, stage, seed, steps)
     if not len(names):
         raise DataError(
             f"no record of {', '.join(settings.paths)} passed the rules; see the corpus settings"
@@ -102,27 +111,28 @@ def _refine(
 
 
 def _stage(
-    settings: CorpusSettings, base: Path, stage: Path, seed: int, steps: dict[str, Step]
+    settings: CorpusSettings,
+    domain: Domain,
+    base: Path,
+    stage: Path,
+    seed: int,
+    steps: dict[str, Step],
 ) -> tuple[pa.Array, np.ndarray, np.ndarray, dict]:
     """Read, normalise, apply the rules; write what passes. Returns ids, digests [N], band keys [N, 21]."""
-    extra = ("title", "author") if settings.kind == "verse" else ()
-    columns = ["id", "prompt", "text", *(_VERSE if settings.kind == "verse" else ())]
+    columns = ["id", "prompt", "text", *domain.columns]
     schema = pa.schema([(name, pa.string()) for name in columns])
     ids: list[pa.Array] = []
     digests: list[np.ndarray] = []
     keys: list[np.ndarray] = []
     counts = {"records": 0, "characters": 0}
     with pq.ParquetWriter(stage, schema, compression="zstd", write_statistics=False) as writer:
-        for batch in read(settings, base, extra):
+        for batch in read(settings, base, domain.fields):
             counts["records"] += len(batch["id"])
             counts["characters"] += sum(map(len, batch["text"]))
-            originals = _normalise(batch, settings, steps["normalise"])
-            with steps["shape"] as step:
+            originals = _normalise(batch, domain, settings, steps["normalise"])
+            with steps["rules"] as step:
                 step.records += len(batch["id"])
-                if settings.kind == "verse":
-                    passed = _poems(batch, originals, settings, seed, step)
-                else:
-                    passed = _documents(batch, settings, step)
+                passed = _kept(batch, originals, domain, settings, seed, step)
             if not passed["id"]:
                 continue
             with steps["exact"]:
@@ -136,7 +146,7 @@ def _stage(
     return pa.concat_arrays(ids), np.concatenate(digests), np.concatenate(keys), counts
 
 
-def _normalise(batch: Columns, settings: CorpusSettings, step: Step) -> list[str]:
+def _normalise(batch: Columns, domain: Domain, settings: CorpusSettings, step: Step) -> list[str]:
     """Normalises the batch in place; returns the texts before simplification, equally long."""
     with step:
         step.records += len(batch["id"])
@@ -148,50 +158,39 @@ def _normalise(batch: Columns, settings: CorpusSettings, step: Step) -> list[str
             batch["text"][row] = text
             if text != raw:
                 step.change(batch["id"][row], raw, text)
-        for field in ("title", "author"):
-            if field in batch and settings.simplify:
+        for field in domain.fields:
+            if settings.simplify:
                 batch[field] = [simplify(unify(value)) for value in batch[field]]
     return originals
 
 
-def _documents(batch: Columns, settings: CorpusSettings, step: Step) -> Columns:
-    """The documents that pass the rules."""
-    passed: Columns = {"id": [], "prompt": [], "text": []}
-    for name, text in zip(batch["id"], batch["text"], strict=True):
-        fault = rules.fault(text, settings)
-        if fault:
-            step.drop(fault, name, text)
-            continue
-        passed["id"].append(name)
-        passed["prompt"].append("")
-        passed["text"].append(text)
-    return passed
-
-
-def _poems(
-    batch: Columns, originals: list[str], settings: CorpusSettings, seed: int, step: Step
+def _kept(
+    batch: Columns,
+    originals: list[str],
+    domain: Domain,
+    settings: CorpusSettings,
+    seed: int,
+    step: Step,
 ) -> Columns:
-    """The clean poems of regulated shape, with form, title and prompt."""
-    passed: Columns = {name: [] for name in ("id", "prompt", "text", *_VERSE)}
+    """The records that the domain keeps, with its columns."""
+    passed: Columns = {name: [] for name in ("id", "prompt", "text", *domain.columns)}
     ids = batch["id"]
-    forms, rhymes = split.chances(ids, seed, "form"), split.chances(ids, seed, "rhyme")
-    # Whoever asks for a poem need not name its rhyme, so what is measured is the poem without.
-    rhymes[split.parts(ids, seed, settings.held_out) != split.TRAIN] = 1.0
-    rows = zip(
-        ids, batch["text"], originals, batch["title"], batch["author"], forms, rhymes, strict=True
-    )
-    for name, text, original, heading, author, form, rhyme in rows:
-        poem = verse.shape(text, original)
-        if isinstance(poem, str):
-            step.drop(poem, name, text)
+    held_out = (split.parts(ids, seed, settings.held_out) != split.TRAIN).tolist()
+    for row, (name, text, original) in enumerate(zip(ids, batch["text"], originals, strict=True)):
+        fields = {field: batch[field][row] for field in domain.fields}
+        kept = domain.keep(Record(name, text, original, fields, held_out[row], seed), settings)
+        if not isinstance(kept, Kept):
+            step.drop(kept, name, text)
             continue
-        if poem.text != text.replace("\n", ""):
-            step.change(name, text, poem.text)
-        about = verse.title(heading, settings.title_characters)
-        prompt = verse.prompt(poem, about, form, rhyme, settings)
-        row = (name, prompt, poem.text, poem.form, about, author, poem.original)
-        for column, value in zip(passed.values(), row, strict=True):
-            column.append(value)
+        if domain.rewrites and kept.text != text.replace("\n", ""):
+            step.change(name, text, kept.text)
+        if kept.columns.keys() != set(domain.columns):
+            raise DataError(
+                f"the domain {domain.name} gave {name!r} the columns {sorted(kept.columns)}; it declares {sorted(domain.columns)}"
+            )
+        row_of = {"id": name, "prompt": kept.prompt, "text": kept.text, **kept.columns}
+        for column, values in passed.items():
+            values.append(row_of[column])
     return passed
 
 

@@ -1,8 +1,8 @@
-"""Settings of the corpus stage, as a recipe states them."""
+"""Settings of the corpus stage that every kind of text shares; a domain adds its own to the same table."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,17 +12,18 @@ class CorpusSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["verse", "text"] = Field(
+    default_field: ClassVar[str] = "text"  # holds the text where the recipe names no field
+
+    kind: str = Field(
         "text",
-        description="verse: regulated Chinese poems asked for by form and title; text: documents",
+        description="the domain: text (documents), verse (regulated Chinese poems), or a Python file of your own",
     )
     paths: list[str] = Field(
         min_length=1,
         description="files, folders or globs (parquet, jsonl, txt), relative to the recipe's folder",
     )
     text_field: str = Field(
-        "",
-        description="field that holds the text; empty: paragraphs for verse, text for documents",
+        "", description="field that holds the text; empty: the domain's own, text for documents"
     )
     id_field: str = Field(
         "id",
@@ -30,26 +31,6 @@ class CorpusSettings(BaseModel):
     )
     simplify: bool = Field(
         True, description="turn traditional Chinese characters into simplified ones"
-    )
-    min_characters: int = Field(
-        40, ge=1, description="documents shorter than this are dropped (kind text)"
-    )
-    max_characters: int = Field(
-        2_000_000, ge=1, description="documents longer than this are dropped (kind text)"
-    )
-    max_symbol_share: float = Field(
-        0.4,
-        ge=0,
-        le=1,
-        description="documents with a larger share of characters that are neither letters, digits "
-        "nor spaces are dropped (kind text)",
-    )
-    max_repeated_share: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="documents with a larger share of characters in repeated lines are dropped "
-        "(kind text)",
     )
     near_duplicate: float = Field(
         0.6,
@@ -71,23 +52,8 @@ class CorpusSettings(BaseModel):
         le=0.4,
         description="share of records held out for validation, and again as many for the test",
     )
-    formless: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="share of poems asked for without their form (kind verse)",
-    )
-    rhymed: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="share of training poems whose rhyme is asked for too, if they have one (kind verse)",
-    )
-    title_characters: int = Field(
-        16, ge=1, le=64, description="longer titles are cut to this length (kind verse)"
-    )
 
     @property
     def field(self) -> str:
         """The field that holds the text."""
-        return self.text_field or ("paragraphs" if self.kind == "verse" else "text")
+        return self.text_field or self.default_field

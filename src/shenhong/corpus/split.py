@@ -8,11 +8,10 @@ and stricter than the near-duplicate step: it also finds the quatrain inside an 
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
 from shenhong.corpus import shingles
+from shenhong.corpus.records import chance
 
 TRAIN, VALID, TEST = 0, 1, 2
 NAMES = ("train", "valid", "test")
@@ -20,19 +19,10 @@ NAMES = ("train", "valid", "test")
 _COMMON = 64
 
 
-def chances(ids: list[str], seed: int, purpose: str) -> np.ndarray:
-    """A number in [0, 1) for each id, which depends on nothing but id, seed and purpose."""
-    salt = f"{purpose}\0{seed}\0".encode()
-    whole = b"".join(
-        hashlib.blake2b(salt + name.encode("utf-8"), digest_size=8).digest() for name in ids
-    )
-    return np.frombuffer(whole, "<u8").astype(np.float64) / 2.0**64
-
-
 def parts(ids: list[str], seed: int, held_out: float) -> np.ndarray:
     """TRAIN, VALID or TEST for each id."""
-    chance = chances(ids, seed, "split")
-    return np.where(chance < held_out, VALID, np.where(chance < 2 * held_out, TEST, TRAIN))
+    drawn = np.array([chance(name, seed, "split") for name in ids], np.float64)
+    return np.where(drawn < held_out, VALID, np.where(drawn < 2 * held_out, TEST, TRAIN))
 
 
 class HeldOut:

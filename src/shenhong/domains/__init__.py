@@ -1,1 +1,8 @@
-"""One room a kind of text: what is read, how it is asked for, measured, reported and shown."""
+"""One room a kind of text: what is read, how it is asked for, measured, rewarded, reported and shown.
+
+`names` and `domain` find those that are here; `of_run` that of a finished run; `own` a person's own file.
+"""
+
+from shenhong.domains.registry import domain, names, of_run
+
+__all__ = ["domain", "names", "of_run"]

@@ -10,28 +10,30 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from shenhong.domains.verse import measures as verse
 from shenhong.errors import DataError
 from shenhong.evaluate.copying import copies, summarise
 from shenhong.evaluate.metrics import ScoredText, distinct, mean, ratio
 from shenhong.evaluate.ngram import NGram
 from shenhong.evaluate.settings import EvaluateSettings
 
+if TYPE_CHECKING:
+    from shenhong.domains.base import Domain
+
 FORMAT = 1
 Generate = Callable[[list[str]], list[str]]
 Log = Callable[[str], None]
 
-_COLUMNS = ("id", "prompt", "text", "form", "title", "author")
-_OPENING_CHARACTERS = 60  # of a held-out text that a model of plain documents continues
+_COLUMNS = ("id", "prompt", "text")
 
 
 def evaluate(
     corpus_dir: Path,
-    kind: str,
+    domain: Domain,
     scored: ScoredText | None,
     generate: Generate | None,
     seen_texts: Iterable[str] | None,
@@ -41,47 +43,41 @@ def evaluate(
 ) -> dict:
     """All measures of one model, as JSON-able values.
 
-    corpus_dir   has train.parquet and test.parquet (columns id, prompt, text; verse: form, title, author)
-    kind         "verse" measures verse besides; any other kind gets what holds for all text
+    corpus_dir   has train.parquet and test.parquet (columns id, prompt, text and those of the domain)
+    domain       what is asked, and what is measured besides that which holds for all text
     scored       the model's loss over the whole test split, in its order if one number a text; or None
     generate     answers prompts in order, one answer each; None leaves out everything that needs answers
     seen_texts   the training texts that the model saw; None: not known, only the whole split is used
     Errors: DataError (a corpus file is missing or empty); ValueError when scored is of other text.
     """
-    held_out = read_split(corpus_dir, "test")
+    held_out = read_split(corpus_dir, "test", (*_COLUMNS, *domain.columns))
     training = read_split(corpus_dir, "train", ("text",))["text"]
     texts = held_out["text"]
     result: dict = {
         "format": FORMAT,
-        "kind": kind,
+        "kind": domain.name,
         "seed": seed,
         "settings": settings.model_dump(mode="json"),
         "held_out": {"texts": len(texts), "characters": sum(map(len, texts))},
         "bits_per_character": _bits(texts, training, scored, seen_texts, settings, log),
     }
-    if kind == "verse":
-        result["verse"] = verse.reference(texts, held_out["form"], seed)
+    measures = domain.reference(held_out, seed)
     if generate is not None and settings.titles:
         start = time.monotonic()
-        if kind == "verse":
-            chosen = verse.choose(held_out, settings.titles, seed)
-            prompts, human = verse.prompts(chosen), chosen["text"]
-        else:
-            prompts, human = _openings(held_out, min(settings.titles, settings.samples), seed)
-        answers = generate(prompts)
-        if len(answers) != len(prompts):
-            raise ValueError(f"generate answered {len(answers)} of {len(prompts)} prompts")
+        questions = domain.questions(held_out, settings, seed)
+        answers = generate(questions.prompts)
+        if len(answers) != len(questions.prompts):
+            raise ValueError(
+                f"generate answered {len(answers)} of {len(questions.prompts)} prompts"
+            )
         seconds = time.monotonic() - start
         log(f"{len(answers)} answers in {seconds:.1f} s")
-        result["generation"] = _answers(answers, human, training, settings, seconds)
-        if kind == "verse":
-            result["verse"]["model"] = verse.measure(answers, chosen["form"])
-            result["samples"] = verse.samples(chosen, answers, settings.samples)
-        else:
-            result["samples"] = [
-                {"prompt": p, "text": a}
-                for p, a in zip(prompts, answers, strict=True)
-            ][: settings.samples]  # fmt: skip
+        result["generation"] = _answers(answers, questions.references, training, settings, seconds)
+        if found := domain.measure(answers, questions):
+            measures["model"] = found
+        result["samples"] = domain.samples(questions, answers, settings.samples)
+    if measures:
+        result[domain.name] = measures
     return result
 
 
@@ -161,22 +157,6 @@ def _bits(
         error = ratio(model_bits, other).error if len(model_bits) == len(other) else None
         entry["model_below"] = {"value": value, "error": error, "count": len(model_bits)}
     return result
-
-
-def _openings(held_out: dict[str, list[str]], count: int, seed: int) -> tuple[list[str], list[str]]:
-    """Prompts for plain documents, and the human answers: the texts' own prompts, else their first words."""
-    texts = held_out["text"]
-    chosen = np.random.default_rng(seed).permutation(len(texts))[:count]
-    prompts, answers = [], []
-    for i in map(int, chosen):
-        prompt, text = held_out.get("prompt", [""] * len(texts))[i] or "", texts[i]
-        if not prompt:
-            cut = text.rfind(" ", 1, _OPENING_CHARACTERS)
-            prompt = text[: cut if cut > 0 else min(_OPENING_CHARACTERS, len(text) // 2)]
-            text = text[len(prompt) :]
-        prompts.append(prompt)
-        answers.append(text)
-    return prompts, answers
 
 
 def _answers(

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Block(Protocol):
@@ -31,6 +31,16 @@ def escape_markdown(text: object) -> str:
     line = re.sub(r"([\\`*_{}\[\]()#|~!$^=])", r"\\\1", line)
     # Plain addresses would become links.
     return line.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
+
+
+def share(estimate: Mapping[str, Any] | None, error: bool = True) -> str:
+    """{"value", "error"} as a percentage."""
+    if not estimate or not isinstance(estimate.get("value"), int | float):
+        return "–"
+    text = f"{100 * estimate['value']:.1f} %"
+    if error and isinstance(estimate.get("error"), int | float):
+        text += f" ± {100 * estimate['error']:.1f}"
+    return text
 
 
 def _printable(text: str) -> str:

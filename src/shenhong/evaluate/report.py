@@ -13,12 +13,10 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from shenhong.domains.verse import report as report_verse
-from shenhong.domains.verse.report import share
 from shenhong.errors import RunError
 from shenhong.evaluate.charts import Curves, Loads, Series, Shares, short
 from shenhong.evaluate.page import (
@@ -31,15 +29,19 @@ from shenhong.evaluate.page import (
     Verbatim,
     markdown_page,
     page,
+    share,
 )
 from shenhong.runs.events import read_events
 from shenhong.runs.files import atomic_write
+
+if TYPE_CHECKING:
+    from shenhong.domains.base import Domain
 
 Json = Mapping[str, Any]
 _LAYERS_DRAWN = 6  # each with a curve of its own; of more, the mean and the worst
 
 
-def write_report(run_dir: Path) -> tuple[str, str]:
+def write_report(run_dir: Path, domain: Domain) -> tuple[str, str]:
     """Writes report.html and report.md into the run folder and returns them. Errors: RunError."""
     run_dir = Path(run_dir)
     manifest = _read_json(run_dir / "manifest.json")
@@ -50,9 +52,8 @@ def write_report(run_dir: Path) -> tuple[str, str]:
     events = read_events(run_dir)
     name = manifest.get("name") or _recipe_name(recipe) or run_dir.resolve().name
     blocks = [
-        *_headline(manifest, evaluation),
-        *(_samples(evaluation) if evaluation.get("kind") != "verse" else []),
-        *(report_verse.blocks(evaluation) if evaluation.get("kind") == "verse" else []),
+        *_headline(manifest, evaluation, domain),
+        *domain.blocks(evaluation),
         *_bits(evaluation),
         *_originality(evaluation),
         *_training(events, manifest),
@@ -70,20 +71,20 @@ def write_report(run_dir: Path) -> tuple[str, str]:
     return html, markdown
 
 
-def headline(run_dir: Path) -> list[str]:
+def headline(run_dir: Path, domain: Domain) -> list[str]:
     """The measures at the head of the report, a line each, for a terminal. Errors: RunError."""
     run_dir = Path(run_dir)
     manifest = _read_json(run_dir / "manifest.json")
     if manifest is None:
         raise RunError(f"no manifest.json in {run_dir}; give the folder of a run")
-    tiles = _tiles(manifest, _read_json(run_dir / "evaluation.json") or {})
+    tiles = _tiles(manifest, _read_json(run_dir / "evaluation.json") or {}, domain)
     return [f"{name}: {value}{f' ({beside})' if beside else ''}" for name, value, beside in tiles]
 
 
 # --- sections ---------------------------------------------------------------------------------------
 
 
-def _tiles(manifest: Json, evaluation: Json) -> list[tuple[str, str, str]]:
+def _tiles(manifest: Json, evaluation: Json, domain: Domain) -> list[tuple[str, str, str]]:
     """(measure, value, what it is beside) of what matters most."""
     tiles: list[tuple[str, str, str]] = []
     bits = _get(evaluation, "bits_per_character", "model", "bits_per_character")
@@ -91,7 +92,7 @@ def _tiles(manifest: Json, evaluation: Json) -> list[tuple[str, str, str]]:
     if bits:
         beside = f"{rival['order']}-gram {_number(rival['bits_per_character'], 3)}" if rival else ""
         tiles.append(("bits per character, held out", _number(bits, 3), beside))
-    tiles += report_verse.tiles(evaluation)
+    tiles += domain.tiles(evaluation)
     if seconds := _total_seconds(manifest):
         cores = _get(manifest, "machine", "cores")
         tiles.append(("wall-clock", _time(seconds), f"on {cores} cores" if cores else ""))
@@ -100,12 +101,12 @@ def _tiles(manifest: Json, evaluation: Json) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _headline(manifest: Json, evaluation: Json) -> list[Block]:
-    tiles = _tiles(manifest, evaluation)
+def _headline(manifest: Json, evaluation: Json, domain: Domain) -> list[Block]:
+    tiles = _tiles(manifest, evaluation, domain)
     bits = _get(evaluation, "bits_per_character", "model", "bits_per_character")
     rival = _rival(evaluation)
     out: list[Block] = [Tiles(tiles)] if tiles else []
-    rows = [[*row, "–"] for row in report_verse.headline(evaluation)]
+    rows = [[*row, "–"] for row in domain.headline(evaluation)]
     if bits:
         gram = _estimate(rival["bits_per_character"], 3) if rival else "–"
         rows.insert(0, ["bits per character", _estimate(bits, 3), "–", "–", gram])
@@ -182,14 +183,6 @@ def _originality(evaluation: Json) -> list[Block]:
         Table(["measure", "model", "human"], rows),
         Note(note),
     ]
-
-
-def _samples(evaluation: Json) -> list[Block]:
-    samples = evaluation.get("samples") or []
-    blocks: list[Block] = [
-        Verbatim(f"{s.get('prompt', '')} …", str(s.get("text", ""))) for s in samples
-    ]
-    return [Heading("Samples"), *blocks] if blocks else []
 
 
 def _training(events: Sequence[Json], manifest: Json) -> list[Block]:

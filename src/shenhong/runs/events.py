@@ -10,7 +10,7 @@ from typing import Any
 def read_events(path: Path) -> list[dict[str, Any]]:
     """All whole events of a run, oldest first. Steps that were run twice after a kill keep the newest event."""
     events: list[dict[str, Any]] = []
-    newest: dict[tuple[str, int], int] = {}
+    newest: dict[tuple[Any, ...], int] = {}
     file = Path(path) / "events.jsonl"
     if not file.exists():
         return events
@@ -24,6 +24,11 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         if not isinstance(event.get("step", 0), int):
             continue
         if "step" in event:
-            newest[event["kind"], event["step"]] = len(events)
+            newest[_step(event)] = len(events)
         events.append(event)
-    return [e for i, e in enumerate(events) if "step" not in e or newest[e["kind"], e["step"]] == i]
+    return [e for i, e in enumerate(events) if "step" not in e or newest[_step(e)] == i]
+
+
+def _step(event: dict[str, Any]) -> tuple[Any, ...]:
+    """What a newer event of the same step has in common with it."""
+    return event["kind"], str(event.get("stage")), event["step"]

@@ -30,7 +30,17 @@ from shenhong.runs.files import atomic_write
 from shenhong.runs.memory import peak_bytes
 
 FORMAT = 1  # of the manifest; another number is another layout, and is refused
+# The stages of runs that were begun before their manifests named them.
+_FIRST_PLAN = ("corpus", "tokenizer", "tokens", "train", "model", "evaluate", "report")
 _OURS = re.compile(r"\.lock|\.manifest\.json\.\d+\.tmp")  # all there is before a manifest
+
+
+def plan_of(manifest: dict[str, Any]) -> list[str]:
+    """Names of a run's stages, in order, as they were frozen when it began."""
+    plan = manifest.get("plan")
+    if isinstance(plan, list) and plan and all(isinstance(name, str) for name in plan):
+        return plan
+    return list(_FIRST_PLAN)
 
 
 class Run:

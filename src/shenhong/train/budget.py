@@ -102,12 +102,13 @@ def plan(
     make: Make,
     look: Callable[[Trainer], object],
     seconds: Callable[[], float],
+    stage: str = "train",
 ) -> dict[str, Any]:
-    """The frozen choice of machine settings and step count; measured now if the run has none yet.
+    """The frozen choice of machine settings, and the step count of this stage; measured now if the run has none yet.
 
     ``run`` is None on processes that do not lead: they take part in the measuring and get its result.
     """
-    kept = {k: run.manifest[k] for k in ("machine", "train") if k in run.manifest} if run else {}
+    kept = {k: run.manifest[k] for k in ("machine", stage) if k in run.manifest} if run else {}
     frozen: dict[str, Any] = mesh.share(kept)
 
     def freeze(key: str, value: dict[str, Any]) -> None:
@@ -118,7 +119,7 @@ def plan(
     if "machine" not in frozen:
         here = {**machine.describe(), "processes": mesh.size}
         freeze("machine", {**here, **choose_machine(make, mesh)})
-    if "train" not in frozen:
+    if stage not in frozen:
         trial = make(apply(frozen["machine"]))
         settings, config = trial.settings, trial.config
         if settings.steps is None:
@@ -131,7 +132,7 @@ def plan(
         )
         size = parameters(config)
         freeze(
-            "train",
+            stage,
             {
                 **counted,
                 "tokens_per_step": settings.batch_tokens,

@@ -58,13 +58,15 @@ def train(
     seconds: Callable[[], float],
     write: Callable[[Decoder], Iterable[tuple[str, str]]] = lambda model: (),
     first: Callable[[], dict[str, torch.Tensor] | None] = lambda: None,
+    stage: str = "train",
 ) -> Decoder:
-    """Train from the packed rows in ``path/tokens``, or go on from the newest checkpoint.
+    """Train from the packed rows in ``path/tokens``, or go on from the newest checkpoint in ``path/checkpoints``.
 
     ``run`` is the open run on the leading process and None elsewhere; ``seconds()`` is the time left for
     training where steps are not given. ``write`` gives (prompt, answer) samples of the model as it is, for
     those who watch; they are taken at every look at held-out text. ``first()`` gives the weights to begin with where
-    there is no checkpoint yet, None for random ones. Returns the trained model.
+    there is no checkpoint yet, None for random ones. ``stage`` is the name under which the manifest keeps the number of
+    steps; where a run trains in several stages, their events name theirs. Returns the trained model.
 
     Errors: TrainingError (NaN, spike), CheckpointError, DataError; KeyboardInterrupt after a stop.
     """
@@ -82,7 +84,8 @@ def train(
         nats, counted = score_rows(trainer.model, valid, numbers, settings.micro_tokens)
         return nats / max(1, counted)
 
-    plan = budget.plan(run, mesh, make, look, seconds)
+    plan = budget.plan(run, mesh, make, look, seconds, stage)
+    named = {} if stage == "train" else {"stage": stage}  # of events, where there are several
     choice = plan["machine"]
     trainer = make(budget.apply(choice))
     if mesh.leads:
@@ -102,7 +105,7 @@ def train(
             ) from None
     elif begun_with := first():
         trainer.model.load_state_dict(begun_with)
-    steps = plan["train"]["steps"]
+    steps = plan[stage]["steps"]
     looks = {
         max(1, round(i * settings.valid_every * steps))
         for i in range(1, int(1 / settings.valid_every) + 1)
@@ -127,7 +130,7 @@ def train(
             pace = settings.batch_tokens / (time.monotonic() - step_begun)
             display.show(progress.step, result.loss, pace)
             if run:
-                _report(run, progress, steps, result, pace, settings.batch_tokens)
+                _report(run, progress, steps, result, pace, settings.batch_tokens, named)
             if progress.step in looks:
                 nats = look(trainer)
                 give_back()
@@ -137,9 +140,10 @@ def train(
                         step=progress.step,
                         seconds=round(progress.seconds, 3),
                         nats_per_token=nats,
+                        **named,
                     )
                     for prompt, text in write(trainer.model):
-                        run.event("sample", step=progress.step, prompt=prompt, text=text)
+                        run.event("sample", step=progress.step, prompt=prompt, text=text, **named)
             wanted = mesh.share(
                 [stop.wanted, time.monotonic() - saved_at > settings.checkpoint_seconds]
             )
@@ -190,7 +194,13 @@ def _failure(what: str, root: Path) -> TrainingError:
 
 
 def _report(
-    run: Run, progress: checkpoint.Progress, steps: int, result: StepResult, pace: float, batch: int
+    run: Run,
+    progress: checkpoint.Progress,
+    steps: int,
+    result: StepResult,
+    pace: float,
+    batch: int,
+    named: dict[str, str],
 ) -> None:
     fields: dict[str, Any] = {
         "step": progress.step,
@@ -207,4 +217,4 @@ def _report(
         fields["mtp_loss"] = round(result.mtp_loss, 5)
     if progress.step % 20 == 0 or progress.step == steps:
         fields["load"] = [[round(share, 4) for share in layer] for layer in result.load]
-    run.event("train", **fields)
+    run.event("train", **fields, **named)

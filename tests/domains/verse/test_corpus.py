@@ -2,10 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shenhong.corpus.settings import CorpusSettings
 from shenhong.domains.verse import corpus as verse
 
-SETTINGS = CorpusSettings(kind="verse", paths=["x"])
 ideographs = st.characters(min_codepoint=0x4E00, max_codepoint=0x9FA5)
 
 
@@ -76,19 +74,19 @@ POEM = verse.Poem(
 
 
 @pytest.mark.parametrize(
-    ("about", "form", "rhyme", "asked"),
+    ("title", "form", "rhyme", "prompt"),
     [
-        ("登鹳雀楼", 0.5, 0.9, "五绝 登鹳雀楼"),
-        ("登鹳雀楼", 0.05, 0.9, "登鹳雀楼"),
-        ("", 0.05, 0.9, "五绝"),
-        ("登鹳雀楼", 0.5, 0.1, "五绝 登鹳雀楼 押尤韵"),
-        ("登鹳雀楼", 0.05, 0.1, "登鹳雀楼 押尤韵"),
+        ("登鹳雀楼", True, False, "五绝 登鹳雀楼"),
+        ("登鹳雀楼", False, False, "登鹳雀楼"),
+        ("", False, False, "五绝"),
+        ("登鹳雀楼", True, True, "五绝 登鹳雀楼 押尤韵"),
+        ("登鹳雀楼", False, True, "登鹳雀楼 押尤韵"),
     ],
 )
-def test_prompts(about, form, rhyme, asked):
-    assert verse.prompt(POEM, about, form, rhyme, SETTINGS) == asked
+def test_prompts(title, form, rhyme, prompt):
+    assert verse.prompt(POEM, title, form, rhyme) == prompt
 
 
 def test_a_poem_that_does_not_rhyme_is_asked_for_without():
     blank = POEM._replace(original=POEM.original.replace("樓", "山"))
-    assert verse.prompt(blank, "登鹳雀楼", 0.5, 0.1, SETTINGS) == "五绝 登鹳雀楼"
+    assert verse.prompt(blank, "登鹳雀楼", True, True) == "五绝 登鹳雀楼"

@@ -1,4 +1,4 @@
-"""Everything the corpus knows of regulated verse: its four forms, its titles and how a poem is asked for.
+"""Everything the corpus knows of regulated verse: its four forms and its titles.
 
 A poem of 5 or 7 characters a line and 4 or 8 lines is 五绝, 七绝, 五律 or 七律. A clean one is nothing but
 ideographs, each line closed by one mark. The text is put on one line with one spelling of its marks: ，
@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from shenhong.corpus.settings import CorpusSettings
 from shenhong.domains.verse import prosody
+from shenhong.domains.verse.prompts import Prompt
 from shenhong.tokenizer.normalise import IDEOGRAPH
 
 FORMS = {shape: form for form, shape in prosody.FORMS.items()}
@@ -86,21 +86,12 @@ def title(raw: str, longest: int) -> str:
     return text.strip()
 
 
-def prompt(poem: Poem, about: str, form: float, rhyme: float, settings: CorpusSettings) -> str:
-    """What is asked for, as in "七绝 长城 押阳韵": form, title and rhyme.
+def prompt(poem: Poem, title: str, with_form: bool, with_rhyme: bool) -> str:
+    """What is asked for, as in "七绝 长城 押阳韵"; without a title the form is always named.
 
-    `form` and `rhyme`, in [0, 1), are drawn for this poem. The form is left out where the first is small, the
-    rhyme is named where the second is: told now and then which characters end the lines, a model soon learns
-    which ones rhyme, and then to look for those of its own lines.
+    Told now and then which characters end the lines, a model soon learns which ones rhyme, and then to look for
+    those of its own lines.
     """
-    named = [] if about and form < settings.formless else [poem.form]
-    if about:
-        named.append(about)
-    if rhyme < settings.rhymed and (group := prosody.rhyme_of(poem.original, "traditional")):
-        named.append(asked_rhyme(group))
-    return " ".join(named)
-
-
-def asked_rhyme(group: str) -> str:
-    """ "押阳韵", for the group 七阳 or its last character."""
-    return f"押{group[-1]}韵"
+    form = poem.form if with_form or not title else None
+    rhyme = prosody.rhyme_of(poem.original, "traditional") if with_rhyme else None
+    return str(Prompt(form, title, rhyme))

@@ -10,22 +10,37 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from shenhong.domains.base import Questions
+from shenhong.domains.verse.prompts import Prompt
 from shenhong.domains.verse.prosody import FORMS, Verse, analyse
 from shenhong.evaluate.metrics import mean, shuffled
 
 _PUNCTUATION = "，。；？！、：\n "
 
 
-def choose(held_out: dict[str, list[str]], count: int, seed: int) -> dict[str, list[str]]:
-    """`count` held-out poems (all, if there are fewer), the same for the same seed and corpus."""
-    rows = np.argsort(np.array(held_out["id"]), kind="stable")
-    rows = np.random.default_rng(seed).permutation(rows)[:count]
-    return {name: [column[int(i)] for i in rows] for name, column in held_out.items()}
+def questions(held_out: dict[str, list[str]], count: int, seed: int) -> Questions:
+    """`count` held-out poems (all, if there are fewer), the same for the same seed and corpus, asked by form and title."""
+    order = np.argsort(np.array(held_out["id"]), kind="stable")
+    chosen = np.random.default_rng(seed).permutation(order)[:count].tolist()
+    rows = {name: [column[i] for i in chosen] for name, column in held_out.items()}
+    prompts = [
+        str(Prompt(form, title, None))
+        for form, title in zip(rows["form"], rows["title"], strict=True)
+    ]
+    return Questions(prompts, rows["text"], rows)
 
 
-def prompts(poems: dict[str, list[str]]) -> list[str]:
-    """ "五绝 长城": what a person who wants that poem would type."""
-    return [f"{form} {title}" for form, title in zip(poems["form"], poems["title"], strict=True)]
+def reward(asked: Prompt, answer: str) -> float:
+    """0 out of the form that was asked for, else a third each for the form, the rhyme and the share of lines that scan.
+
+    Where a rhyme was asked for, another one counts as none.
+    """
+    verse = analyse(answer.strip(), asked.form)
+    if not verse.form_exact:
+        return 0.0
+    group = verse.rhyme_group
+    rhymes = verse.rhyme_ok and (asked.rhyme is None or (group and group.name[-1] == asked.rhyme))
+    return (1.0 + bool(rhymes) + verse.tone_score) / 3
 
 
 def reference(texts: Sequence[str], forms: Sequence[str], seed: int) -> dict:

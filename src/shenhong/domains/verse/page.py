@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from shenhong.domains.verse.prosody import FORMS, UNKNOWN, analyse, form_of
+from pydantic import BaseModel, ConfigDict, Field
+
+from shenhong.domains.verse.prosody import UNKNOWN, analyse, form_of
+
+_TITLE = 80  # characters of it that are shown
+
+Place = Annotated[int, Field(strict=True, ge=0, le=1000)]
 
 
-def verse_part(text: str, asked: str) -> dict[str, Any] | None:
-    """The verse part of an answer to `asked`, or None where the text has none of the known forms exactly."""
+class VerseLine(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+    tones: str
+    rhyme: Place | None
+    group: str | None
+    misses: list[Place] = []
+    stop: str = ""
+
+
+class VersePart(BaseModel):
+    """As a chat keeps it, so that an imported one is known to be drawable."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["verse"]
+    text: str = ""
+    form: str
+    title: str
+    regulated: bool = False
+    lines: Annotated[list[VerseLine], Field(min_length=1, max_length=100)]
+
+
+def verse_part(text: str, title: str) -> dict[str, Any] | None:
+    """The verse part of an answer under this title, or None where the text has none of the known forms exactly."""
     poem = "".join(text.split())
     if form_of(poem) is None:
         return None
@@ -18,7 +49,7 @@ def verse_part(text: str, asked: str) -> dict[str, Any] | None:
         "type": "verse",
         "text": text.strip(),
         "form": verse.form,
-        "title": _title(asked),
+        "title": title[:_TITLE],
         "regulated": verse.regulated,
         "lines": [
             {
@@ -36,9 +67,7 @@ def verse_part(text: str, asked: str) -> dict[str, Any] | None:
     }
 
 
-def _title(asked: str) -> str:
-    """What was asked for, without the form before it."""
-    words = asked.split()
-    if words and words[0] in FORMS:
-        words = words[1:]
-    return " ".join(words)[:80]
+def text_of(part: Mapping[str, Any]) -> str:
+    """The poem on one line; older chats keep it in the lines alone."""
+    lines = part.get("lines") or []
+    return "".join(f"{line.get('text', '')}{line.get('stop', '')}" for line in lines)

@@ -30,8 +30,6 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Literal, NamedTuple
 
-import opencc
-
 Script = Literal["simplified", "traditional"]
 
 FORMS: dict[str, tuple[int, int]] = {  # name: (characters a line, lines)
@@ -61,6 +59,8 @@ class Pingshui:
     """
 
     def __init__(self, table: dict) -> None:
+        import opencc  # its dictionaries take a moment
+
         self.groups = [RhymeGroup(g["name"], g["tone"]) for g in table["groups"]]
         readings: dict[str, frozenset[int]] = {}
         for number, group in enumerate(table["groups"]):

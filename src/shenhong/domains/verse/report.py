@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shenhong.evaluate.page import Block, Grid, Heading, Note, Table, escape, escape_markdown
+from shenhong.evaluate.page import Block, Grid, Heading, Note, Table, escape, escape_markdown, share
 
 _MEASURES = (
     ("form_exact", "exact form"),
@@ -99,16 +99,6 @@ def headline(evaluation: Mapping[str, Any]) -> list[list[str]]:
         for key, name in _MEASURES
         if any(column.get(key) for column in columns)
     ]
-
-
-def share(estimate: Mapping[str, Any] | None, error: bool = True) -> str:
-    """{"value", "error"} as a percentage."""
-    if not estimate or not isinstance(estimate.get("value"), int | float):
-        return "–"
-    text = f"{100 * estimate['value']:.1f} %"
-    if error and isinstance(estimate.get("error"), int | float):
-        text += f" ± {100 * estimate['error']:.1f}"
-    return text
 
 
 def _by_form(verse: Mapping[str, Any]) -> Table:

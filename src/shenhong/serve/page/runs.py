@@ -15,6 +15,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from shenhong.runs.events import read_events
+from shenhong.runs.run import plan_of
 from shenhong.serve.http import sse
 from shenhong.serve.openai.api import hub_of
 from shenhong.serve.page.chats import no_such
@@ -25,7 +26,6 @@ POINTS = 2000  # of a series; longer ones are thinned
 LOOK_SECONDS = 0.5
 TAIL_BYTES = 65_536
 MOST_RUNS = 200
-STAGES = ("corpus", "tokenizer", "tokens", "train", "model", "evaluate", "report")
 
 
 def _id(path: Path) -> str:
@@ -91,15 +91,22 @@ def summary(path: Path) -> dict[str, Any]:
     manifest = _manifest(path)
     stages = manifest.get("stages")
     stages = stages if isinstance(stages, dict) else {}
-    done = [name for name in STAGES if _state(stages, name) == "done"]
-    now = next((name for name in STAGES if _state(stages, name) == "begun"), None)
+    plan = plan_of(manifest)
+    done = [name for name in plan if _state(stages, name) == "done"]
+    now = next((name for name in plan if _state(stages, name) == "begun"), None)
     trains = [event for event in _tail(path) if event.get("kind") == "train"]
     train: dict[str, Any] = trains[-1] if trains else {}
-    progress = len(done) / len(STAGES)
+    progress = len(done) / len(plan)
     step, steps = train.get("step"), train.get("steps")
-    if now == "train" and isinstance(step, int) and isinstance(steps, int) and steps > 0:
+    if (
+        now
+        and (now == "train" or now.endswith("/train"))
+        and isinstance(step, int)
+        and isinstance(steps, int)
+        and steps > 0
+    ):
         progress = min(1.0, step / steps)
-    state = "running" if _in_use(path) else "done" if len(done) == len(STAGES) else "stopped"
+    state = "running" if _in_use(path) else "done" if len(done) == len(plan) else "stopped"
     name = manifest.get("name") or path.resolve().name
     return {
         "id": _id(path),

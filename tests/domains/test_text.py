@@ -1,9 +1,8 @@
 import pytest
 
-from shenhong.corpus.rules import fault
-from shenhong.corpus.settings import CorpusSettings
+from shenhong.domains.text import TextSettings, fault
 
-SETTINGS = CorpusSettings(paths=["x"], min_characters=20, max_characters=500)
+SETTINGS = TextSettings(paths=["x"], min_characters=20, max_characters=500)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""What a run is and how far it has come, for the verbs that show it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from shenhong import domains
+from shenhong.domains.base import Domain
+from shenhong.errors import RunError
+from shenhong.parallel import Mesh
+from shenhong.pipeline import is_done
+from shenhong.runs.events import read_events
+from shenhong.runs.run import Run, plan_of
+from shenhong.stages.base import Context
+from shenhong.stages.evaluate import measure
+from shenhong.stages.own_code import load_frozen
+from shenhong.stages.plan import plan, steps
+from shenhong.stages.report import Report
+
+
+def evaluate_again(path: Path, allow_code: Path | None = None) -> dict[str, Any]:
+    """Measure a finished run anew and rewrite its report; returns the measures."""
+    with Run(path) as run:
+        recipe = load_frozen(run.path, allow_code)
+        last = steps(recipe)[-1]
+        if not run.done(last.made_by):
+            raise RunError(
+                f"{path} has no finished model yet; 'shenhong train {path}' goes on with it"
+            )
+        measure(recipe, last, run, lambda line: print(line, file=sys.stderr))
+        Report(last).run(Context(recipe, run.path, Mesh(), run))
+    return json.loads((Path(path) / "evaluation.json").read_text())
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a model is and costs; of a run without a model yet, how far it has come. Error: ShenhongError."""
+    from shenhong import models
+
+    path = Path(path)
+    if (path / "manifest.json").is_file() and not (path / "model" / "config.json").is_file():
+        return _so_far(Run(path, write=False))
+    return models.facts(path)
+
+
+def _so_far(run: Run) -> dict[str, Any]:
+    """Recipe, stages, step and held-out loss of an unfinished run, also of one that runs now."""
+    known: dict[str, Any] = {"folder": str(run.path)}
+    names = [(name, False) for name in plan_of(run.manifest)]
+    if (run.path / "recipe.toml").exists():
+        recipe = load_frozen(run.path, run_code=False)
+        names = [(stage.name, is_done(run, stage)) for stage in plan(recipe)]
+        known |= {"recipe": recipe.name, "kind": recipe.corpus.kind, "seed": recipe.seed}
+        if recipe.minutes:
+            known["minutes"] = recipe.minutes
+    stages = run.manifest["stages"]
+    for name, done in names:
+        started = "unfinished" if name in stages else "to do"
+        known[f"stage {name}"] = "done" if done else started
+    train = run.manifest.get("train", {})
+    events = read_events(run.path)
+    trained = [e for e in events if e["kind"] == "train" and {"step", "steps", "loss"} <= e.keys()]
+    validations = [
+        e for e in events if e["kind"] == "valid" and isinstance(e.get("nats_per_token"), float)
+    ]
+    if "parameters" in train:
+        known |= {k.replace("_", " "): train[k] for k in ("parameters", "active_parameters")}
+    if trained:
+        known |= {key: trained[-1][key] for key in ("step", "steps")}
+        known["training nats per token"] = trained[-1]["loss"]
+    if validations:
+        known["held-out nats per token"] = round(validations[-1]["nats_per_token"], 4)
+    return known | {"to go on": f"shenhong train {run.path}"}
+
+
+def summary(path: Path, domain: Domain | None = None) -> str:
+    """The headline measures of a run (of this domain, or the one of ours it names) and where its report is."""
+    path = Path(path)
+    if not (path / "report.html").exists():
+        opened = Run(path, write=False)
+        recipe = load_frozen(path, run_code=False)
+        done = [stage.name for stage in plan(recipe) if is_done(opened, stage)]
+        return (
+            f"{path}: done so far: {', '.join(done) or 'nothing'}; 'shenhong train {path}' goes on"
+        )
+    from shenhong.evaluate.report import headline
+
+    return "\n".join(
+        [*headline(path, domain or domains.of_run(path)), f"report: {path / 'report.html'}"]
+    )

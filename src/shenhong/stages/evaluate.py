@@ -1,0 +1,66 @@
+"""evaluate: the finished model measured on held-out text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shenhong import LONGEST_ANSWER
+from shenhong.recipe import Recipe
+from shenhong.runs.files import atomic_write
+from shenhong.runs.run import Run
+from shenhong.stages.base import Context, Stage, Step
+from shenhong.stages.pretrain import Pretrain
+
+
+class Evaluate(Stage):
+    def __init__(self, last: Step) -> None:
+        super().__init__("evaluate", Path("evaluation.json"), (last.made_by,))
+        self.last = last
+
+    def run(self, context: Context) -> dict[str, Any]:
+        assert context.run is not None
+        measure(context.recipe, self.last, context.run, context.say)
+        return {}
+
+
+def measure(recipe: Recipe, last: Step, run: Run, say: Callable[[str], None]) -> None:
+    """Measure the finished model of a run, made by the step ``last``, on held-out text; writes evaluation.json."""
+    import torch
+
+    from shenhong.engine import Sampling
+    from shenhong.evaluate.evaluate import evaluate
+    from shenhong.evaluate.metrics import ScoredText
+    from shenhong.export import load_model
+    from shenhong.models import open_writer
+    from shenhong.train import budget
+    from shenhong.train.data import Rows, seen_rows
+    from shenhong.train.trainer import score_rows
+
+    step = last.measured_on
+    assert isinstance(step, Pretrain)
+    dtype = budget.apply(run.manifest["machine"])
+    writer = open_writer(run.path)
+    tokenizer = writer.tokenizer
+    ids = (tokenizer.bos_id, tokenizer.pad_id)
+    tokens = run.path / step.folder / "tokens"
+    test = Rows(tokens / "test.safetensors", *ids)
+    decoder = load_model(run.path / last.model, dtype)
+    scored = ScoredText(*score_rows(decoder, test, torch.arange(len(test))), test.characters)
+    train = Rows(tokens / "train.safetensors", *ids)
+    trained = run.manifest[step.named("train")]["steps"] * step.train.rows_a_step
+    seen = seen_rows(len(train), recipe.seed, trained)
+    sampling = Sampling(temperature=recipe.evaluate.temperature)
+    measures = evaluate(
+        run.path / step.corpus_folder,
+        step.domain,
+        scored,
+        lambda prompts: writer.answer(prompts, LONGEST_ANSWER, sampling, recipe.seed),
+        tokenizer.backend.decode_batch(train.answers(seen)),
+        recipe.evaluate,
+        recipe.seed,
+        say,
+    )
+    atomic_write(run.path / "evaluation.json", json.dumps(measures, ensure_ascii=False, indent=1))

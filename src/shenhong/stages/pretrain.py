@@ -1,0 +1,172 @@
+"""pretrain: learn to go on with text. A recipe without a list of steps is this one step.
+
+It is the stages tokens, train and model, in the run's own folder where it is the only step and in steps/NAME otherwise.
+The first step of a run begins with random weights, or with those of the recipe's ``init``; a later one goes on from the
+model of the step before.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from shenhong.stages.base import Context, Stage, Step, StepSettings
+from shenhong.stages.corpus import Corpus
+from shenhong.stages.publish import Publish, architecture
+from shenhong.stages.tokens import Tokens
+from shenhong.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from shenhong.model import Decoder
+    from shenhong.runs.run import Run
+
+SAMPLES, SAMPLE_TOKENS = 4, 80  # written at every look at held-out text
+
+
+class PretrainSettings(StepSettings):
+    train: TrainSettings | None = Field(None, description="absent: the recipe's [train]")
+    share: float = Field(
+        1.0, gt=0, description="of the minutes left for training, beside the shares of other steps"
+    )
+
+
+class Pretrain(Step):
+    kind = "pretrain"
+    Settings = PretrainSettings
+    takes_model = False
+
+    @property
+    def train(self) -> TrainSettings:
+        return self.settings.train or self.recipe.train
+
+    @property
+    def measured_on(self) -> Step:
+        return self
+
+    def named(self, stage: str) -> str:
+        """A stage's name: its own in the only step of a run, with the step's before it in a list."""
+        return stage if self.folder == Path(".") else f"{self.name}/{stage}"
+
+    @property
+    def corpus_folder(self) -> Path:
+        return self.folder / "corpus" if self.settings.corpus else Path("corpus")
+
+    def stages(self) -> list[Stage]:
+        own = self.settings.corpus is not None
+        name = self.named("corpus") if own else "corpus"
+        corpus = Corpus(name, self.corpus_folder, self.corpus)
+        length = self.train.sequence_length
+        tokens = Tokens(self.named("tokens"), self.folder / "tokens", corpus, length)
+        train = Train(self)
+        publish = Publish(self.named("model"), self.model, train)
+        return [*([corpus] if own else []), tokens, train, publish]
+
+
+class Train(Stage):
+    parallel = trains = True
+
+    def __init__(self, step: Pretrain) -> None:
+        reads = (step.named("tokens"), *((step.before.made_by,) if step.before else ()))
+        super().__init__(step.named("train"), step.folder / "checkpoints", reads)
+        self.step = step
+
+    def present(self, run: Run) -> bool:
+        """Checkpoints are needed until the finished model is there."""
+        from shenhong.train import checkpoint
+
+        if (run.path / self.step.model).exists():
+            return True
+        last = run.manifest[self.name]["steps"]
+        return checkpoint.folder_of(run.path / self.output, last).exists()
+
+    def run(self, context: Context) -> dict[str, Any]:
+        from shenhong.train import train
+
+        recipe = context.recipe
+        started = time.monotonic()
+        spent = _seconds_spent(context.run.manifest) if context.run else 0.0
+
+        def seconds_left() -> float:
+            """Read when the steps are counted, so that what choosing the machine took is paid for too."""
+            used = spent + recipe.reserve_seconds + time.monotonic() - started
+            left = (recipe.minutes or 0) * 60 - used
+            return max(1.0, left * self._share(context.run))
+
+        train(
+            context.run,
+            context.path / self.step.folder,
+            self.step.train,
+            architecture(context),
+            recipe.seed,
+            context.mesh,
+            seconds_left,
+            self._sampler(context),
+            lambda: self._first(context),
+            stage=self.name,
+        )
+        return {}
+
+    def _share(self, run: Run | None) -> float:
+        """This step's part of the time that is left for training, beside the steps that have not trained yet."""
+        from shenhong.stages.plan import steps
+
+        assert run is not None
+        rest = [
+            step.settings.share
+            for step in steps(self.step.recipe)
+            if isinstance(step, Pretrain)
+            and step.train.steps is None
+            and not run.done(step.named("train"))
+        ]
+        return self.step.settings.share / sum(rest)
+
+    def _first(self, context: Context) -> dict[str, Tensor] | None:
+        """The weights training begins with; None for random ones."""
+        from shenhong.export import load_model
+        from shenhong.stages.init_from import weights
+
+        if self.step.before is not None:
+            return load_model(context.path / self.step.before.model).state_dict()
+        if not context.recipe.init:
+            return None
+        stage = json.loads((context.path / "manifest.json").read_text())["stages"]["tokenizer"]
+        return weights(context.recipe, stage["outputs"]["init_sha256"])
+
+    def _sampler(self, context: Context) -> Callable[[Decoder], list[tuple[str, str]]]:
+        """What the model writes of some held-out prompts, always the same, for those who watch it learn."""
+        import pyarrow.parquet
+
+        from shenhong.engine import Engine
+        from shenhong.errors import RequestError
+        from shenhong.tokenizer import Tokenizer
+
+        valid = pyarrow.parquet.read_table(
+            context.path / self.step.corpus_folder / "valid.parquet", columns=["prompt"]
+        )
+        prompts = valid.slice(0, SAMPLES)["prompt"].to_pylist()
+        tokenizer = Tokenizer.load(context.path / "tokenizer")
+        ids = [tokenizer.encode_prompt(p) if p else [tokenizer.bos_id] for p in prompts]
+
+        def write(model: Decoder) -> list[tuple[str, str]]:
+            try:
+                done = Engine(model).generate(ids, SAMPLE_TOKENS, seed=context.recipe.seed)
+            except RequestError:  # a weight is not a number: training itself says so, and where
+                return []
+            texts = [tokenizer.decode(completion.tokens) for completion in done]
+            return list(zip(prompts, texts, strict=True))
+
+        return write
+
+
+def _seconds_spent(manifest: dict[str, Any]) -> float:
+    return sum(stage.get("seconds", 0.0) for stage in manifest["stages"].values())
+
+
+STEP = Pretrain

@@ -1,0 +1,57 @@
+"""model: the finished Hugging Face folder, from the last checkpoint of a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shenhong.stages.base import Context, Stage
+
+if TYPE_CHECKING:
+    from shenhong.model import ModelConfig
+
+
+class Publish(Stage):
+    def __init__(self, name: str, output: Path, train: Stage) -> None:
+        super().__init__(name, output, (train.name,))
+        self.train = train
+
+    def run(self, context: Context) -> dict[str, Any]:
+        import torch
+
+        from shenhong.errors import CheckpointError
+        from shenhong.export import save_model
+        from shenhong.model import Decoder
+        from shenhong.runs.files import digest
+        from shenhong.train import checkpoint
+
+        checkpoints = context.path / self.train.output
+        found = checkpoint.load_newest(checkpoints)
+        if found is None:
+            raise CheckpointError(f"{checkpoints} is empty; remove the run folder and train again")
+        progress, weights, _ = found
+        decoder = Decoder(architecture(context))
+        decoder.load_state_dict(weights)
+        folder = context.path / self.output
+        save_model(decoder, folder, context.path / "tokenizer")
+        return {
+            "step": progress.step,
+            "sha256": digest(folder / "model.safetensors"),
+            "torch": torch.__version__,
+        }
+
+
+def architecture(context: Context) -> ModelConfig:
+    """The recipe's model with this run's tokenizer, or the shape of the model that training began from."""
+    from shenhong.stages.init_from import architecture as taken_over
+    from shenhong.tokenizer import Tokenizer
+
+    if context.recipe.init:
+        return taken_over(context.path)
+    tokenizer = Tokenizer.load(context.path / "tokenizer")
+    return context.recipe.architecture(
+        tokenizer.vocab_size,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+    )

@@ -1,0 +1,167 @@
+"""A person's own domain: one Python file that a recipe names, run only when they mean it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from shenhong.cli.main import main
+from shenhong.domains import of_run
+from tests.conftest import RECIPE, Tiny, state
+
+HAIKU = '''
+"""Short poems of our own: the second half of each is asked for by the first."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from shenhong.domains.base import CorpusSettings, Domain, Kept, Option
+
+Path(__file__).with_name("was-run").write_text("yes")
+
+
+class HaikuSettings(CorpusSettings):
+    least: int = Field(4, ge=1, description="characters of a poem")
+
+
+class Haiku(Domain):
+    name = "haiku"
+    Settings = HaikuSettings
+    fields = ("title",)
+    columns = ("title",)
+    step = ("haiku", "long enough")
+
+    def keep(self, record, settings):
+        text = record.text.replace("\\n", "")
+        if len(text) < settings.least:
+            return "too short"
+        return Kept(text, record.fields["title"][:8], {"title": record.fields["title"]})
+
+    def measure(self, answers, questions):
+        return {"all": {"dots": sum(answer.count("。") for answer in answers)}}
+
+    def tiles(self, evaluation):
+        return [("dots", str(evaluation["haiku"]["model"]["all"]["dots"]), "")]
+
+    def reward(self, prompt, answer):
+        return float("。" in answer)
+
+
+DOMAIN = Haiku()
+'''
+
+
+@pytest.fixture
+def own(tiny: Tiny, tmp_path: Path) -> Path:
+    """A recipe whose corpus is of a kind of its own, with the code beside it."""
+    shutil.copy(tiny.recipe.parent / "poems.jsonl", tmp_path)
+    (tmp_path / "haiku.py").write_text(HAIKU)
+    recipe = RECIPE.replace(
+        'kind = "verse"', 'kind = "haiku.py"\ntext_field = "paragraphs"\nleast = 24'
+    )
+    (tmp_path / "own.toml").write_text(recipe)
+    return tmp_path / "own.toml"
+
+
+def trained(own: Path) -> Path:
+    assert main(["train", str(own), "--run", str(own.parent / "run")]) == 0
+    return own.parent / "run"
+
+
+def test_a_domain_is_one_file(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained(own)
+    rows = pq.read_table(run / "corpus" / "train.parquet").to_pylist()
+    assert all(len(row["text"]) >= 24 and row["prompt"] == row["title"][:8] for row in rows)
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["kind"] == "haiku" and "dots" in found["haiku"]["model"]["all"]
+    assert "dots: " in capsys.readouterr().out
+    (run / "report.html").unlink()
+    assert main(["train", str(run)]) == 0 and main(["evaluate", str(run)]) == 0
+
+
+def test_an_unknown_setting_of_it_is_named(own: Path, refused: Callable[..., str]) -> None:
+    own.write_text(own.read_text().replace("least", "laest"))
+    refused("train", own, says=("unknown key corpus.laest; did you mean least?",))
+
+
+def test_only_training_and_measuring_run_it(own: Path) -> None:
+    run, mark = trained(own), own.parent / "was-run"
+    mark.unlink()
+    assert main(["info", str(run)]) == 0
+    assert main(["generate", str(run), "长城"]) == 0
+    assert main(["export", str(run), "--to", "hf", "--out", str(own.parent / "hf")]) == 0
+    assert of_run(run).name == "text"
+    (run / "report.html").unlink()
+    assert main(["info", str(run)]) == 0
+    assert not mark.exists()
+    assert main(["evaluate", str(run)]) == 0 and mark.exists()
+
+
+def test_other_code_takes_a_word(own: Path, refused: Callable[..., str]) -> None:
+    run, mark, code = trained(own), own.parent / "was-run", own.parent / "haiku.py"
+    mark.unlink()
+    code.write_text(HAIKU.replace("too short", "much too short"))
+    before = state(run)
+    for call in (("train", run), ("evaluate", run), ("train", own, "--run", run)):
+        if call[1] == run:
+            refused(*call, says=(code, "is not the file it was begun with", "--allow-code"))
+            assert not mark.exists() and state(run) == before
+        else:
+            refused(*call, says=(code, "is not the file it was begun with", "--allow-code"))
+    refused("evaluate", run, "--allow-code", own.parent / "other.py", says=("--allow-code",))
+    (run / "report.html").unlink()
+    assert main(["train", str(run), "--allow-code", str(code)]) == 0
+    assert main(["train", str(run)]) == 0  # from now on it is what the run knows
+
+
+def test_the_same_code_at_another_place_takes_a_word(
+    own: Path, refused: Callable[..., str]
+) -> None:
+    run = trained(own)
+    moved = own.parent.parent / f"{own.parent.name}-moved"
+    shutil.copytree(own.parent, moved)
+    (moved / "was-run").unlink()
+    refused("evaluate", moved / "run", says=("lies at another place", "--allow-code"))
+    assert not (moved / "was-run").exists()
+    assert str(own.parent) not in (run / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize("mark", ["run", "model"])
+def test_no_code_of_a_run_or_a_model_folder_is_run(
+    mark: str, own: Path, tiny: Tiny, refused: Callable[..., str]
+) -> None:
+    inside = own.parent / "taken"
+    shutil.copytree(tiny.run if mark == "run" else tiny.run / "model", inside)
+    (inside / "sub").mkdir()
+    shutil.move(own.parent / "haiku.py", inside / "sub" / "haiku.py")
+    own.write_text(own.read_text().replace('"haiku.py"', '"taken/sub/haiku.py"'))
+    refused("train", own, says=("no code is run from there",))
+    assert not (inside / "sub" / "was-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("x = 1\n", "offers no domain"),
+        ("DOMAIN = 3\n", "offers no domain"),
+        ("def f(:\n", "fails: SyntaxError"),
+        ("1 / 0\n", "fails: ZeroDivisionError"),
+        (None, "cannot be read"),
+        (HAIKU.replace('{"title": record', '{"titel": record'), "gave"),
+        (HAIKU.replace("return Kept(", "return float("), "fails"),
+    ],
+)
+def test_code_that_does_not_work_is_one_line(
+    code: str | None, says: str, own: Path, refused: Callable[..., str]
+) -> None:
+    if code is None:
+        (own.parent / "haiku.py").unlink()
+    else:
+        (own.parent / "haiku.py").write_text(code)
+    refused("train", own, "--run", own.parent / "run", says=(says,))
