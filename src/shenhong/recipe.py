@@ -56,25 +56,31 @@ class ModelSettings(Settings):
     attention: Literal["mla", "mha"] = Field(
         "mla", description="latent attention (V2, eq. 9-19), or plain multi-head for ablations"
     )
-    hidden_size: int = Field(256, ge=16, le=16384)
-    num_hidden_layers: int = Field(6, ge=1, le=256)
+    hidden_size: int = Field(256, ge=16, le=16384, description="width of the stream of states")
+    num_hidden_layers: int = Field(6, ge=1, le=256, description="blocks of attention and MLP")
     first_k_dense_replace: int = Field(
         1,
         ge=0,
         description="leading layers with a dense MLP; num_hidden_layers makes the whole model dense",
     )
     intermediate_size: int = Field(1024, ge=16, description="width of the dense MLP")
-    num_attention_heads: int = Field(4, ge=1, le=256)
+    num_attention_heads: int = Field(4, ge=1, le=256, description="heads of each attention")
     q_lora_rank: int | None = Field(
         None, ge=8, description="query latent; absent means a plain query projection"
     )
-    kv_lora_rank: int = Field(64, ge=8)
-    qk_nope_head_dim: int = Field(64, ge=8)
-    qk_rope_head_dim: int = Field(32, ge=2, description="even: rotated in pairs")
-    v_head_dim: int = Field(64, ge=8)
-    n_routed_experts: int = Field(16, ge=2)
-    num_experts_per_tok: int = Field(2, ge=1)
-    n_shared_experts: int = Field(1, ge=0)
+    kv_lora_rank: int = Field(
+        64,
+        ge=8,
+        description="width of the latent that keys and values come from; what the cache holds",
+    )
+    qk_nope_head_dim: int = Field(64, ge=8, description="dimensions of a key without position")
+    qk_rope_head_dim: int = Field(
+        32, ge=2, description="dimensions of a key that carry the position; even: rotated in pairs"
+    )
+    v_head_dim: int = Field(64, ge=8, description="dimensions of a value")
+    n_routed_experts: int = Field(16, ge=2, description="experts of a layer to choose from")
+    num_experts_per_tok: int = Field(2, ge=1, description="how many of them answer a token")
+    n_shared_experts: int = Field(1, ge=0, description="experts that answer every token")
     moe_intermediate_size: int = Field(192, ge=8, description="width of one expert")
     scoring_func: Literal["sigmoid", "softmax"] = Field(
         "sigmoid", description="gates of DeepSeek-V3, or of DeepSeek-V2"
@@ -82,23 +88,30 @@ class ModelSettings(Settings):
     topk_method: Literal["noaux_tc", "greedy", "group_limited_greedy"] = Field(
         "noaux_tc", description="choice with a selection bias (V3), or without (V2)"
     )
-    n_group: int = Field(1, ge=1)
-    topk_group: int = Field(1, ge=1)
-    norm_topk_prob: bool = True
+    n_group: int = Field(1, ge=1, description="groups that the experts are divided into")
+    topk_group: int = Field(1, ge=1, description="how many groups a token may choose from")
+    norm_topk_prob: bool = Field(True, description="gates of the chosen experts sum to one")
     routed_scaling_factor: float | Literal["auto"] = Field(
         "auto", description="'auto' gives routed output the variance of one expert"
     )
     num_nextn_predict_layers: int = Field(1, ge=0, le=1, description="multi-token prediction depth")
-    max_position_embeddings: int = Field(1024, ge=16)
-    rope_theta: float = Field(10000.0, gt=1)
-    rms_norm_eps: float = Field(1e-6, gt=0)
-    initializer_range: float = Field(0.02, gt=0)
-    tie_word_embeddings: bool = False
+    max_position_embeddings: int = Field(1024, ge=16, description="longest text, in tokens")
+    rope_theta: float = Field(10000.0, gt=1, description="base of the rotary positions")
+    rms_norm_eps: float = Field(1e-6, gt=0, description="added under the root of RMSNorm")
+    initializer_range: float = Field(
+        0.02, gt=0, description="standard deviation of the first weights"
+    )
+    tie_word_embeddings: bool = Field(False, description="one matrix for embedding and head")
 
 
 class Recipe(Settings):
-    name: str = Field(min_length=1, max_length=64, pattern=r"^[\w.-]+$")
-    seed: int = Field(1, ge=0, lt=2**31)
+    name: str = Field(
+        min_length=1,
+        max_length=64,
+        pattern=r"^[\w.-]+$",
+        description="of the run's folder runs/NAME",
+    )
+    seed: int = Field(1, ge=0, lt=2**31, description="of everything random: same seed, same model")
     minutes: float | None = Field(
         None,
         gt=0,

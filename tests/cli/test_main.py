@@ -24,6 +24,7 @@ POET = Path(__file__).parents[2] / "recipes" / "poet.toml"
 VERBS = {  # and what the shortest call of each has to name
     "quickstart": [],
     "train": ["x.toml"],
+    "recipe": ["x.toml"],
     "generate": ["x", "y"],
     "evaluate": ["x"],
     "serve": ["x"],

@@ -157,6 +157,24 @@ def parser() -> argparse.ArgumentParser:
         help="change a setting, as in train.steps=200 (may be repeated)",
     )
 
+    about = verb(
+        "recipe",
+        recipe,
+        "say what a recipe may hold, or what one comes to",
+        "shenhong recipe recipes/poet.toml --explain",
+    )
+    about.add_argument(
+        "source",
+        metavar="RECIPE",
+        type=Path,
+        nargs="?",
+        help="a recipe file; absent: every setting",
+    )
+    about.add_argument(
+        "--explain", action="store_true", help="type, bounds and meaning of each setting, not TOML"
+    )
+    about.add_argument("--json", action="store_true", help="the explanation as JSON")
+
     gen = verb(
         "generate",
         generate,
@@ -429,6 +447,19 @@ def train(options: argparse.Namespace) -> None:
         run_path = options.run or Path("runs") / recipe.name
     if pipeline.run(recipe, run_path, options.until, options.started, options.allow_code):
         print(summary(run_path, domain_of(recipe)))
+
+
+def recipe(options: argparse.Namespace) -> None:
+    from shenhong import explain
+    from shenhong.stages.own_code import load_recipe
+
+    found = load_recipe(options.source) if options.source else None
+    if options.json:
+        _print_json(explain.as_json(explain.reference(found)))
+    elif found and not options.explain:
+        print(found.dump(options.source.resolve().parent), end="")
+    else:
+        print(explain.as_text(explain.reference(found)))
 
 
 def generate(options: argparse.Namespace) -> None:

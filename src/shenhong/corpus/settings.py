@@ -16,7 +16,7 @@ class CorpusSettings(BaseModel):
 
     kind: str = Field(
         "text",
-        description="the domain: text (documents), verse (regulated Chinese poems), or a Python file of your own",
+        description="the kind of text: a domain, or a Python file of your own (docs/extending.md)",
     )
     paths: list[str] = Field(
         min_length=1,

@@ -27,7 +27,7 @@ class TrainSettings(BaseModel):
     prompt_weight: float = Field(
         0.0, ge=0, le=1, description="weight of prompt tokens in the loss (answers weigh 1)"
     )
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: Literal["muon", "adamw"] = Field("muon", description="of the matrices")
     lr: float = Field(
         0.02,
         gt=0,
@@ -41,8 +41,8 @@ class TrainSettings(BaseModel):
         description="peak rate of norms, routers, embedding and head (always AdamW)",
     )
     momentum: float = Field(0.95, ge=0, lt=1, description="Muon's Nesterov momentum")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the mean square")
     weight_decay: float = Field(0.1, ge=0, description="decoupled, on matrices only")
     clip: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
     warmup: float = Field(
@@ -70,7 +70,9 @@ class TrainSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of matrix products; weights and optimizer stay float32"
     )
-    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="of each process; auto: measured when the run begins"
+    )
     kernels: bool | Literal["auto"] = Field(
         "auto", description="fused CPU kernels, where they compile and match"
     )
