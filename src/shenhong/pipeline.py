@@ -51,7 +51,7 @@ def run(
                 _freeze(opened, recipe, names, allow_code)
                 _heed_sources(context, opened, stages)
         for number, stage in enumerate(stages, 1):
-            done = mesh.share(is_done(opened, stage) if opened else None)
+            done = mesh.share(stage.done(opened) if opened else None)
             with _together(mesh):
                 if not done and (mesh.leads or stage.parallel):
                     context.say(f"[{number}/{len(stages)}] {stage.name}")
@@ -90,11 +90,6 @@ def _perform(context: Context, stage: Stage) -> None:
     with context.run.stage(stage.name) as outputs:
         outputs.update(stage.run(context))
     give_back()
-
-
-def is_done(run: Run, stage: Stage) -> bool:
-    """Whether a stage is finished and its output still there."""
-    return run.done(stage.name) and stage.present(run)
 
 
 def _freeze(run: Run, recipe: Recipe, names: list[str], allow_code: Path | None) -> None:

@@ -13,48 +13,17 @@ import pytest
 from shenhong.cli.main import main
 from shenhong.domains import of_run
 from tests.conftest import RECIPE, Tiny, state
+from tests.test_extending import example
 
-HAIKU = '''
-"""Short poems of our own: the second half of each is asked for by the first."""
-
+# What docs/extending.md shows, and a mark that tells when it is run.
+HAIKU = (
+    example("haiku.py")
+    + """
 from pathlib import Path
 
-from pydantic import Field
-
-from shenhong.domains.base import CorpusSettings, Domain, Kept, Option
-
 Path(__file__).with_name("was-run").write_text("yes")
-
-
-class HaikuSettings(CorpusSettings):
-    least: int = Field(4, ge=1, description="characters of a poem")
-
-
-class Haiku(Domain):
-    name = "haiku"
-    Settings = HaikuSettings
-    fields = ("title",)
-    columns = ("title",)
-    step = ("haiku", "long enough")
-
-    def keep(self, record, settings):
-        text = record.text.replace("\\n", "")
-        if len(text) < settings.least:
-            return "too short"
-        return Kept(text, record.fields["title"][:8], {"title": record.fields["title"]})
-
-    def measure(self, answers, questions):
-        return {"all": {"dots": sum(answer.count("。") for answer in answers)}}
-
-    def tiles(self, evaluation):
-        return [("dots", str(evaluation["haiku"]["model"]["all"]["dots"]), "")]
-
-    def reward(self, prompt, answer):
-        return float("。" in answer)
-
-
-DOMAIN = Haiku()
-'''
+"""
+)
 
 
 @pytest.fixture
@@ -79,8 +48,8 @@ def test_a_domain_is_one_file(own: Path, capsys: pytest.CaptureFixture[str]) -> 
     rows = pq.read_table(run / "corpus" / "train.parquet").to_pylist()
     assert all(len(row["text"]) >= 24 and row["prompt"] == row["title"][:8] for row in rows)
     found = json.loads((run / "evaluation.json").read_text())
-    assert found["kind"] == "haiku" and "dots" in found["haiku"]["model"]["all"]
-    assert "dots: " in capsys.readouterr().out
+    assert found["kind"] == "haiku" and "stops" in found["haiku"]["model"]["all"]
+    assert "answers with a stop: " in capsys.readouterr().out
     (run / "report.html").unlink()
     assert main(["train", str(run)]) == 0 and main(["evaluate", str(run)]) == 0
 
@@ -153,7 +122,7 @@ def test_no_code_of_a_run_or_a_model_folder_is_run(
         ("def f(:\n", "fails: SyntaxError"),
         ("1 / 0\n", "fails: ZeroDivisionError"),
         (None, "cannot be read"),
-        (HAIKU.replace('{"title": record', '{"titel": record'), "gave"),
+        (HAIKU.replace('{"title": title}', '{"titel": title}'), "gave"),
         (HAIKU.replace("return Kept(", "return float("), "fails"),
     ],
 )

@@ -20,6 +20,7 @@ from shenhong.stages import registry
 from shenhong.stages.describe import describe, evaluate_again, summary
 from shenhong.stages.plan import plan
 from tests.conftest import RECIPE, STAGES, Tiny, state
+from tests.test_extending import example
 
 WEIGHTS = Path("model/model.safetensors")
 
@@ -45,34 +46,6 @@ held_out = 0.1
 min_characters = 20
 """
 
-TOY = '''
-"""soften: a toy step that makes every weight of a model smaller."""
-
-from pydantic import Field
-
-from shenhong.export import load_model, save_model
-from shenhong.stages.base import Step, StepSettings
-
-
-class SoftenSettings(StepSettings):
-    factor: float = Field(0.5, gt=0, le=1, description="what each weight is multiplied by")
-
-
-class Soften(Step):
-    kind = "soften"
-    Settings = SoftenSettings
-
-    def run(self, context, input):
-        decoder = load_model(input)
-        for parameter in decoder.parameters():
-            parameter.data.mul_(self.settings.factor)
-        save_model(decoder, context.path / self.model, input)
-        return {"factor": self.settings.factor}
-
-
-STEP = Soften
-'''
-
 
 def written(tiny: Tiny, folder: Path, steps: str) -> Path:
     shutil.copy(tiny.recipe.parent / "poems.jsonl", folder)
@@ -91,7 +64,7 @@ def soften(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shenhong.stages
 
     (tmp_path / "stages").mkdir()
-    (tmp_path / "stages" / "soften.py").write_text(TOY)
+    (tmp_path / "stages" / "soften.py").write_text(example("stages/soften.py"))
     monkeypatch.setattr(
         shenhong.stages, "__path__", [*shenhong.stages.__path__, str(tmp_path / "stages")]
     )

@@ -58,6 +58,10 @@ class Stage:
         """Do the work; what is returned (JSON-able) is recorded in the manifest as the stage's outputs."""
         raise NotImplementedError
 
+    def done(self, run: Run) -> bool:
+        """Whether it is finished and what it made is still there."""
+        return run.done(self.name) and self.present(run)
+
     def present(self, run: Run) -> bool:
         """Whether what a finished stage made is still there: messages advise to remove what is damaged."""
         return (run.path / self.output).exists()

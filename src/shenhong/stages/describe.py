@@ -11,7 +11,6 @@ from shenhong import domains
 from shenhong.domains.base import Domain
 from shenhong.errors import RunError
 from shenhong.parallel import Mesh
-from shenhong.pipeline import is_done
 from shenhong.runs.events import read_events
 from shenhong.runs.run import Run, plan_of
 from shenhong.stages.base import Context
@@ -51,7 +50,7 @@ def _so_far(run: Run) -> dict[str, Any]:
     names = [(name, False) for name in plan_of(run.manifest)]
     if (run.path / "recipe.toml").exists():
         recipe = load_frozen(run.path, run_code=False)
-        names = [(stage.name, is_done(run, stage)) for stage in plan(recipe)]
+        names = [(stage.name, stage.done(run)) for stage in plan(recipe)]
         known |= {"recipe": recipe.name, "kind": recipe.corpus.kind, "seed": recipe.seed}
         if recipe.minutes:
             known["minutes"] = recipe.minutes
@@ -81,7 +80,7 @@ def summary(path: Path, domain: Domain | None = None) -> str:
     if not (path / "report.html").exists():
         opened = Run(path, write=False)
         recipe = load_frozen(path, run_code=False)
-        done = [stage.name for stage in plan(recipe) if is_done(opened, stage)]
+        done = [stage.name for stage in plan(recipe) if stage.done(opened)]
         return (
             f"{path}: done so far: {', '.join(done) or 'nothing'}; 'shenhong train {path}' goes on"
         )
