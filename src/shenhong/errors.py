@@ -37,7 +37,11 @@ class TrainingError(ShenhongError):
 
 
 class RequestError(ShenhongError):
-    """A prompt or a sampling setting cannot be honoured."""
+    """A prompt or a sampling setting cannot be honoured. ``param`` and ``code``: as an API names what is wrong."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param, self.code = param, code
 
 
 class ServeError(ShenhongError):

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from shenhong.chat.template import Template
-from shenhong.errors import ServeError
-from shenhong.serve.generation import Thinking
-from shenhong.serve.http.faults import Fault
+from shenhong.chat.thinking import Thinking
+from shenhong.errors import RequestError, ServeError
 from shenhong.tokenizer import Tokenizer
 from shenhong.tokenizer.tokenizer import CHAT_TEMPLATE, SPECIAL
 from tests.conftest import Tiny
@@ -69,7 +68,7 @@ def test_every_private_character_at_once_is_refused(template: Template) -> None:
         if without:
             assert asyncio.run(template.prompt(message))
         else:
-            with pytest.raises(Fault, match="private use"):
+            with pytest.raises(RequestError, match="private use"):
                 asyncio.run(template.prompt(message))
 
 
@@ -121,8 +120,10 @@ def test_a_hostile_template_costs_only_its_caller(kind: str, tiny: Tiny, tmp_pat
 
     with Template(folder, Tokenizer.load(folder), 0.3) as template:
         result, fine, seconds = asyncio.run(both(template))
-    assert isinstance(result, Fault) and result.status == 400 and "template" in result.message
-    assert "\n" not in result.message
+    assert (
+        isinstance(result, RequestError) and result.code == "template" and "template" in str(result)
+    )
+    assert "\n" not in str(result)
     assert fine[0] == Tokenizer.load(folder).encode_prompt("长城")
     assert seconds < 0.25
 
@@ -137,7 +138,7 @@ def test_a_broken_template_is_refused_at_the_start(source: str, tiny: Tiny, tmp_
 def test_constant_folding_does_not_hang_the_start(tiny: Tiny, tmp_path: Path) -> None:
     folder = with_template(tiny.run / "model", tmp_path / "model", "{{ 'x' * 9999999999 }}")
     begun = time.monotonic()
-    with Template(folder, Tokenizer.load(folder), 1.0) as template, pytest.raises(Fault):
+    with Template(folder, Tokenizer.load(folder), 1.0) as template, pytest.raises(RequestError):
         asyncio.run(template.prompt([]))
     assert time.monotonic() - begun < 5
 

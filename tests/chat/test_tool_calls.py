@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shenhong.chat.tool_calls import CODER, FENCED, FORMS, GLM, TAGGED, Call, Calls, Offer, joined
+from shenhong.chat.tool_calls import Call, Calls, Offer, format_of, joined
+from shenhong.chat.tool_formats import tool_formats
+from shenhong.chat.tool_formats.deepseek import FENCED
+from shenhong.chat.tool_formats.glm import GLM
+from shenhong.chat.tool_formats.hermes import TAGGED
+from shenhong.chat.tool_formats.qwen_coder import CODER
 from shenhong.serve.openai.schemas import Function
+from tests.test_extending import example
 
 F, G = Function(name="f"), Function(name="f-2")
 ARGUMENTS = '{"a": [1, "}</tool_call>\\\\\\"[", {}], "b": "<｜tool▁call▁end｜>"}'
@@ -25,7 +32,7 @@ def read(form: Any, parts: list[str]) -> tuple[str, list[tuple[str, str]]]:
     return said, [(call.name, call.arguments) for call in made]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", tool_formats())
 def test_calls_are_read_as_they_are_written(form: Any) -> None:
     assert json.loads(ARGUMENTS)
     for tail in range(len(form.tails)):
@@ -44,7 +51,7 @@ def test_calls_are_read_as_they_are_written(form: Any) -> None:
     assert read(form, list(unknown)) == (unknown, [])
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", tool_formats())
 def test_a_name_is_told_when_it_is_certain(form: Any) -> None:
     """Neither before its arguments begin, nor later; then each sign of the arguments as it comes."""
     opening = form.pair[0] if form.pair else "{"
@@ -104,7 +111,7 @@ PIECES = [
 ]  # fmt: skip
 
 
-@given(st.sampled_from(FORMS), st.lists(st.sampled_from(PIECES), max_size=9), st.data())
+@given(st.sampled_from(tool_formats()), st.lists(st.sampled_from(PIECES), max_size=9), st.data())
 def test_calls_are_the_same_however_they_come(
     form: Any, pieces: list[str], data: st.DataObject
 ) -> None:
@@ -116,3 +123,21 @@ def test_calls_are_the_same_however_they_come(
     if not made:
         assert said == text.lstrip()  # nothing is lost
     assert all(name in ("f", "f-2") for name, _ in made)
+
+
+def test_a_form_of_calls_is_one_file(tmp_path, monkeypatch):
+    import shenhong.chat.tool_formats as formats
+
+    (tmp_path / "bracketed.py").write_text(example("chat/tool_formats/bracketed.py"))
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+    tool_formats.cache_clear()
+    try:
+        (new,) = (form for form in tool_formats() if form.mark == "[[call]]")
+        worded, called = "in words", new.call("f", '{"x": "y"}')
+        assert format_of(worded, called) is new
+        calls = Calls(Offer(new, [F]))
+        text, found = calls.feed('Gladly. [[call]] f {"a": 1} [[end]]', last=True)
+        assert text == "Gladly." and joined([], found)[0][1:] == ("f", '{"a": 1}')
+    finally:
+        tool_formats.cache_clear()
+        sys.modules.pop("shenhong.chat.tool_formats.bracketed", None)

@@ -13,18 +13,13 @@ from openai import OpenAI
 from transformers import AutoTokenizer
 
 from shenhong.chat.template import Template
-from shenhong.chat.tool_calls import (
-    BARE,
-    CODER,
-    DEEPSEEK,
-    FENCED,
-    GLM,
-    LISTED,
-    LISTED_CLOSELY,
-    MARKED,
-    TAGGED,
-    Offer,
-)
+from shenhong.chat.tool_calls import Offer
+from shenhong.chat.tool_formats.deepseek import DEEPSEEK, FENCED
+from shenhong.chat.tool_formats.glm import GLM
+from shenhong.chat.tool_formats.hermes import TAGGED
+from shenhong.chat.tool_formats.llama import BARE
+from shenhong.chat.tool_formats.mistral import LISTED, LISTED_CLOSELY, MARKED
+from shenhong.chat.tool_formats.qwen_coder import CODER
 from shenhong.engine import Constraint
 from shenhong.engine.structured import Grammars
 from shenhong.serve.generation import calls_constraint
@@ -450,7 +445,7 @@ def test_forms_are_known_by_what_templates_write(
 ) -> None:
     folder = with_template(tiny.run / "model", tmp_path / "model", source)
     with Template(folder, Tokenizer.load(folder), 0.2) as template:
-        assert template.tools and template.calls is form
+        assert template.tools and template.tool_format is form
         assert template.calls_in_text == (form in (FENCED, DEEPSEEK))
 
 

@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from shenhong.chat import sandbox
-from shenhong.chat.tool_calls import PROBE_TEXT, PROBE_TOOL, Form, form_of, probes
+from shenhong.chat.tool_calls import PROBE_TEXT, PROBE_TOOL, format_of, probes
+from shenhong.chat.tool_formats import ToolFormat
 from shenhong.errors import RequestError, ServeError
-from shenhong.serve.http.faults import Fault, bad
-from shenhong.serve.settings import Limits
 from shenhong.tokenizer import Tokenizer
 from shenhong.tokenizer.normalise import normalise
 
 AT_ONCE = 8  # renderings
 LONG = 10_000  # characters
 START_SECONDS = 10.0
+SECONDS = 2.0  # one rendering may take, where nobody says otherwise
 # Of a model that was never tuned to talk: it goes on with what was said.
 CONTINUE = "{{ begin }}{{ messages | map(attribute='content') | join('\n') }}"
 NEVER = "(?!)"  # what a tokenizer without special tokens has to be looked for
@@ -75,14 +75,16 @@ class Template:
         self.variables = frozenset(facts["names"])
         self.thinking = "<think>" in self.source
         self.tools = "tools" in self.variables
-        self.calls, self.calls_in_text = self._calls()
+        self.tool_format, self.calls_in_text = self._calls()
         self._gate = asyncio.Semaphore(AT_ONCE)
         special = [t.content for t in tokenizer.backend.get_added_tokens_decoder().values()]
         names = sorted(filter(None, special), key=len, reverse=True)
         self.marks = {  # of calls, where they are special tokens
             id: token.content
             for id, token in tokenizer.backend.get_added_tokens_decoder().items()
-            if token.special and self.calls and token.content in self.calls.call("", PROBE_TEXT)
+            if token.special
+            and self.tool_format
+            and token.content in self.tool_format.call("", PROBE_TEXT)
         }
         self._special = {name: tokenizer.backend.token_to_id(name) or 0 for name in names}
         self._cut = re.compile("(" + ("|".join(map(re.escape, names)) or NEVER) + ")")
@@ -116,7 +118,7 @@ class Template:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _calls(self) -> tuple[Form | None, bool]:
+    def _calls(self) -> tuple[ToolFormat | None, bool]:
         """How calls of tools are read, None where they cannot be, and whether the template takes arguments as text."""
         tools = {"tools": [PROBE_TOOL], "add_generation_prompt": False}
         for arguments in (json.loads(PROBE_TEXT), PROBE_TEXT) if self.tools else ():
@@ -124,8 +126,8 @@ class Template:
                 made = [self._probe({"messages": shown} | tools) for shown in probes(arguments)]
             except (OSError, ValueError, KeyError):
                 continue  # it refuses, loops or explodes
-            if form := form_of(*made):
-                return form, isinstance(arguments, str)
+            if found := format_of(*made):
+                return found, isinstance(arguments, str)
         return None, False
 
     def _probe(self, variables: dict[str, Any]) -> str:
@@ -158,7 +160,8 @@ class Template:
     ) -> tuple[list[int], bool]:
         """Tokens of a conversation up to where the answer begins, and whether it begins inside of thinking.
 
-        `more`: further variables of the template. Fault: 400 where it refuses, loops or explodes.
+        `more`: further variables of the template. Errors: RequestError where it refuses, loops or explodes; ServeError where its
+        process is gone.
         """
         said_all: list[dict[str, Any]] = [dict(message) for message in messages]
         for message in said_all:
@@ -169,7 +172,9 @@ class Template:
         private = map(chr, range(0xE000, 0xF900))
         mark = next((c for c in private if c not in said and _escaped(ord(c)) not in said), None)
         if mark is None:
-            raise bad("every character for private use stands in it; leave one out", "messages")
+            raise RequestError(
+                "every character for private use stands in it; leave one out", "messages"
+            )
         variables = {
             "add_generation_prompt": generation,
             **self._names(),
@@ -203,7 +208,7 @@ class Template:
         return ids
 
     async def _render(self, variables: dict[str, Any]) -> str:
-        too_long = bad(
+        too_long = RequestError(
             f"the model's chat template did not finish within {self.seconds:g} s on these messages",
             "messages",
             "template",
@@ -223,12 +228,12 @@ class Template:
         except TimeoutError:
             raise too_long from None
         except OSError:
-            raise Fault(500, "the chat template's process is gone; restart the server") from None
+            raise ServeError("the chat template's process is gone; restart the server") from None
         if not line:
             raise too_long
         result = json.loads(line)
         if "error" in result:
-            raise bad(
+            raise RequestError(
                 f"the model's chat template refuses these messages: {result['error']}",
                 "messages",
                 "template",
@@ -239,12 +244,5 @@ class Template:
 @contextmanager
 def asking(model: Path, tokenizer: Tokenizer) -> Iterator[Callable[[str], list[int]]]:
     """What makes the prompt of one message, for callers that serve nobody. Errors: ServeError, RequestError."""
-    with Template(model, tokenizer, Limits().template_seconds) as template:
-
-        def ask(message: str) -> list[int]:
-            try:
-                return asyncio.run(template.prompt([{"role": "user", "content": message}]))[0]
-            except Fault as fault:
-                raise RequestError(fault.message) from None
-
-        yield ask
+    with Template(model, tokenizer, SECONDS) as template:
+        yield lambda text: asyncio.run(template.prompt([{"role": "user", "content": text}]))[0]

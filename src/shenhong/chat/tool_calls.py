@@ -1,4 +1,4 @@
-"""How models write calls of tools: a table of forms, which of them a template uses, and how calls are read as they come.
+"""Calls of tools: which form a template writes them in, and how they are read as they come.
 
 A call counts from the moment its function, one that is offered, and the opening bracket of its arguments are certain;
 what may still become that is held back, and what cannot is text, so nothing that was written is lost. The arguments are
@@ -13,100 +13,12 @@ import re
 import secrets
 import string
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
-from shenhong.serve.openai.schemas import Function
-
-
-@dataclass(frozen=True)
-class Form:
-    """One way to write calls: mark, opened, call (more, call)*, closed; a call is head, arguments, one of the tails.
-
-    White space between signs is written as it is here, and read in any measure. `mark`: where calls begin in a text;
-    empty: they are the whole answer. `head`: with %s for the name. `more`: None where there is only one call. `tails`:
-    the first is written, all are read; in them ID stands for any word. `pair`: what stands before, between and behind
-    name and value of an argument; None: the arguments are one JSON object.
-    """
-
-    mark: str
-    opened: str
-    head: str
-    tails: tuple[str, ...]
-    more: str | None
-    closed: str
-    pair: tuple[str, str, str] | None = None
-
-    def call(self, name: str, arguments: str, tail: int = 0) -> str:
-        """A whole answer of one call."""
-        if self.pair:
-            before, between, behind = self.pair
-            arguments = "".join(
-                before
-                + key
-                + between
-                + (value if isinstance(value, str) else json.dumps(value))
-                + behind
-                for key, value in json.loads(arguments).items()
-            )
-        written = self.mark + self.opened + self.head % name + arguments + self.tails[tail]
-        return written.replace(ID, NINE) + self.closed
-
-
-ID, NINE = "\0", "123456789"
-TAGGED = Form(  # Hermes, Qwen
-    "<tool_call>",
-    "\n",
-    '{"name": "%s", "arguments": ',
-    ("}",),
-    "\n</tool_call>\n<tool_call>\n",
-    "\n</tool_call>",
-)
-BARE = Form("", "", '{"name": "%s", "parameters": ', ("}",), None, "")  # Llama
-DEEPSEEK = Form(  # DeepSeek-V3.1
-    "<｜tool▁calls▁begin｜>",
-    "",
-    "<｜tool▁call▁begin｜>%s<｜tool▁sep｜>",
-    ("<｜tool▁call▁end｜>",),
-    "",
-    "<｜tool▁calls▁end｜>",
-)
-FENCED = replace(  # DeepSeek-V3 and R1
-    DEEPSEEK,
-    head="<｜tool▁call▁begin｜>function<｜tool▁sep｜>%s\n```json\n",
-    tails=("\n```<｜tool▁call▁end｜>",),
-    more="\n",
-)
-LISTED = Form(  # Mistral until 2024
-    "[TOOL_CALLS]",
-    " [",
-    '{"name": "%s", "arguments": ',
-    ("}", f', "id": "{ID}"}}'),
-    ", ",
-    "]",
-)
-LISTED_CLOSELY = replace(LISTED, opened="[")  # its Tekken tokenizers have no space there
-MARKED = Form("[TOOL_CALLS]", "", "%s[ARGS]", ("",), "[TOOL_CALLS]", "")  # Mistral since 2025
-CODER = Form(  # Qwen3-Coder
-    "<tool_call>",
-    "\n",
-    "<function=%s>\n",
-    ("</function>",),
-    "\n</tool_call>\n<tool_call>\n",
-    "\n</tool_call>",
-    ("<parameter=", ">\n", "\n</parameter>\n"),
-)
-GLM = Form(  # GLM-4.5
-    "<tool_call>",
-    "",
-    "%s\n",
-    ("</tool_call>",),
-    "\n<tool_call>",
-    "",
-    ("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"),
-)
-FORMS = (TAGGED, BARE, DEEPSEEK, FENCED, LISTED, LISTED_CLOSELY, MARKED, CODER, GLM)
-
+from shenhong.chat.thinking import may_begin
+from shenhong.chat.tool_formats import ToolFormat, tool_formats
+from shenhong.chat.tool_formats.base import ID, NINE
 
 # What a template is shown to see how it writes: an answer in words, and one that is a call.
 PROBE_TOOL: dict[str, Any] = {
@@ -132,14 +44,14 @@ def probes(arguments: dict[str, str] | str) -> tuple[list[dict[str, Any]], list[
     return worded, called
 
 
-def form_of(worded: str, called: str) -> Form | None:
-    """The form of calls, from what a template made of the probes; None where it is none of the table.
+def format_of(worded: str, called: str) -> ToolFormat | None:
+    """The form of calls, from what a template made of the probes; None where it is none of ours.
 
     Templates are careless of white space, so a form that agrees but for that is taken where none agrees in all.
     """
     for read in (str, squeezed):
         answer, written = read(worded), read(called)
-        for form in FORMS:
+        for form in tool_formats():
             for tail in range(len(form.tails)):
                 call = read(form.call("f", PROBE_TEXT, tail))
                 whole = answer.replace(read(PROBE_WORDS), call).strip() == written.strip()
@@ -183,12 +95,25 @@ def joined(calls: Sequence[Call], news: Iterable[Call]) -> list[Call]:
     return whole
 
 
+class Function(Protocol):
+    """A function that may be called; ``parameters`` is a JSON schema, ``strict`` that calls must fit it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def parameters(self) -> dict[str, Any] | None: ...
+
+    @property
+    def strict(self) -> bool | None: ...
+
+
 @dataclass(frozen=True)
 class Offer:
     """The functions a model may call in one answer, and how it writes that."""
 
-    form: Form
-    functions: list[Function]
+    tool_format: ToolFormat
+    functions: Sequence[Function]
 
 
 # ------------------------------------------------------------------------ reading
@@ -214,11 +139,6 @@ def behind(text: str, wanted: Sequence[str], at: int = 0) -> int | None:
             return COMING if sign.startswith(text[at : at + len(sign)]) else None
         at += len(sign)
     return at
-
-
-def may_begin(text: str, tag: str) -> int:
-    """How many of the last characters may be the beginning of a tag that is still coming."""
-    return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
 
 
 def pair_of(*around: str) -> re.Pattern[str]:
@@ -248,7 +168,7 @@ class Calls:
     """Takes calls out of text that comes in pieces. White space before and behind calls and texts is dropped."""
 
     def __init__(self, offer: Offer) -> None:
-        form = self.form = offer.form
+        form = self.format = offer.tool_format
         self._schemas = {function.name: function.parameters or {} for function in offer.functions}
         self._lead = signs(form.mark + form.opened + form.head.split("%s")[0])
         self._first = self._heads(form.mark + form.opened)
@@ -266,9 +186,9 @@ class Calls:
         self._said, self._news = "", list[Call]()
 
     def _heads(self, before: str) -> list[Wanted]:
-        pair, (tail, *_) = self.form.pair, self.form.tails
+        pair, (tail, *_) = self.format.pair, self.format.tails
         return [
-            (name, signs(before + self.form.head % name), signs(begin))
+            (name, signs(before + self.format.head % name), signs(begin))
             for name in self._schemas
             for begin in ((pair[0], tail) if pair else ("{",))
         ]
@@ -284,7 +204,7 @@ class Calls:
     # Each reader takes what is certain off the rest; True: another one goes on.
 
     def _text(self) -> bool:
-        mark, rest = self.form.mark, self._rest
+        mark, rest = self.format.mark, self._rest
         at = rest.find(mark) if mark or not self._begun else -1
         if at < 0:
             sure = len(rest) if self._last or not mark else len(rest) - may_begin(rest, mark)
@@ -322,9 +242,9 @@ class Calls:
         return False
 
     def _pairs(self) -> bool:
-        assert self._pair and self.form.pair
+        assert self._pair and self.format.pair
         self._rest = self._rest.lstrip()
-        over = self.form.pair[2].strip() in self._rest  # a long value is looked through once
+        over = self.format.pair[2].strip() in self._rest  # a long value is looked through once
         if over and (found := self._pair.match(self._rest)):
             properties = self._schemas[self._name].get("properties")
             schema = properties.get(found[1]) if isinstance(properties, dict) else None
@@ -333,7 +253,7 @@ class Calls:
             self._rest, self._first_pair = self._rest[found.end() :], False
             return True
         _, end = self._which(self._rest, self._tails)
-        begun = behind(self._rest, signs(self.form.pair[0])) is not None
+        begun = behind(self._rest, signs(self.format.pair[0])) is not None
         if begun and not self._last:
             return False
         if end == COMING:

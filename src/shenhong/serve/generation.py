@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from shenhong.chat.tool_calls import Call, Calls, Form, Offer, joined, may_begin
+from shenhong.chat.thinking import Thinking, Thoughts
+from shenhong.chat.tool_calls import Call, Calls, Offer, joined
+from shenhong.chat.tool_formats import ToolFormat
 from shenhong.engine import Sampling, request_seed
 from shenhong.engine.request import Constraint, Request, TokenLogprob, Usage
 from shenhong.errors import RequestError
@@ -30,7 +32,6 @@ from shenhong.serve.openai.tools import constraint, offered
 from shenhong.serve.settings import Limits
 
 NOTHING = Usage(0, 0, 0)
-OPENED, CLOSED = "<think>", "</think>"
 
 
 class Fields(NamedTuple):
@@ -211,7 +212,7 @@ def plain_messages(model: Served, limits: Limits, messages: list[ChatMessage]) -
         if message.reasoning_content is not None:
             said["reasoning_content"] = thought_before(model, message.reasoning_content, where)
         if message.role == "tool" or message.tool_calls or message.tool_call_id:
-            form_of_calls(model, where)
+            tool_format_of(model, where)
         if message.tool_calls:
             if message.role != "assistant":
                 raise bad("only the assistant calls tools", f"{where}.tool_calls")
@@ -251,16 +252,16 @@ def _called(model: Served, call: ToolCall, where: str) -> dict[str, Any]:
     return call.model_dump() | {"function": {"name": call.function.name, "arguments": said}}
 
 
-def form_of_calls(model: Served, param: str) -> Form:
+def tool_format_of(model: Served, param: str) -> ToolFormat:
     """Fault: 400 where the model's template has no tools."""
-    if (form := model.template.calls) is None:
+    if (found := model.template.tool_format) is None:
         why = (
             "calls of its template are not read"
             if model.template.tools
             else "its template has none"
         )
         raise bad(f"no tools with {model.id}: {why}; leave them out", param, "tools_unsupported")
-    return form
+    return found
 
 
 def tools_of(model: Served, limits: Limits, body: ChatRequest) -> Offer | None:
@@ -268,10 +269,10 @@ def tools_of(model: Served, limits: Limits, body: ChatRequest) -> Offer | None:
     functions = offered(body)
     if not functions:
         return None
-    form = form_of_calls(model, "tools")
+    tool_format = tool_format_of(model, "tools")
     for number, function in enumerate(functions):
         _schema(limits, function.parameters or {}, f"tools.{number}.function.parameters")
-    return Offer(form, functions)
+    return Offer(tool_format, functions)
 
 
 def calls_constraint(
@@ -300,53 +301,6 @@ def template_variables(model: Served, given: dict[str, Any] | None) -> dict[str,
 # ------------------------------------------------------------------------ what is answered
 
 
-class Thinking:
-    """Cuts text that comes in pieces into ("reasoning", …) and ("text", …); a tag that may be coming is held back."""
-
-    def __init__(self, enabled: bool, inside: bool) -> None:
-        self.enabled, self.inside, self._held = enabled, inside, ""
-        self._begun = False  # white space before the first words of a part is dropped
-
-    def feed(self, text: str, last: bool = False) -> list[tuple[str, str]]:
-        if not self.enabled:
-            return [("text", text)] if text else []
-        text, self._held = self._held + text, ""
-        found: list[tuple[str, str]] = []
-        while True:
-            tag = CLOSED if self.inside else OPENED
-            before, hit, after = text.partition(tag)
-            if not hit:
-                break
-            self._say(found, before)
-            self.inside, self._begun, text = not self.inside, False, after
-        held = 0 if last else may_begin(text, tag)
-        self._say(found, text[: len(text) - held])
-        self._held = text[len(text) - held :]
-        return found
-
-    def _say(self, found: list[tuple[str, str]], text: str) -> None:
-        text = text if self._begun else text.lstrip()
-        if text:
-            self._begun = True
-            found.append(("reasoning" if self.inside else "text", text))
-
-
-class Thoughts:
-    """Counts tokens that were written inside of thinking, its tags among them."""
-
-    def __init__(self, model: Served, inside: bool | None) -> None:
-        self.bytes_of = model.bytes_of
-        self.cut = Thinking(model.template.thinking and inside is not None, bool(inside))
-
-    def among(self, tokens: Iterable[int]) -> int:
-        count = 0
-        for token in tokens if self.cut.enabled else ():
-            began = self.cut.inside
-            self.cut.feed(self.bytes_of[token].decode("latin-1"))  # a byte each: tags are ASCII
-            count += began or self.cut.inside
-        return count
-
-
 class Piece(NamedTuple):
     """Something new of one answer."""
 
@@ -360,8 +314,8 @@ class Piece(NamedTuple):
 
 async def pieces(model: Served, stream: Stream, ask: Ask) -> AsyncGenerator[Piece, None]:
     """One answer as it comes; what came while the reader was busy is one piece. Errors: Fault."""
-    cut = Thinking(model.template.thinking and ask.thinking is not None, bool(ask.thinking))
-    thoughts = Thoughts(model, ask.thinking)
+    thinks, inside = model.template.thinking and ask.thinking is not None, bool(ask.thinking)
+    cut, thoughts = Thinking(thinks, inside), Thoughts(model.bytes_of, thinks, inside)
     taken = Calls(ask.offer) if ask.offer else None
     called = False
     async for events in stream:

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from shenhong.errors import ShenhongError
+from shenhong.errors import ServeError, ShenhongError
 
 TYPES = {
     401: "authentication_error",
@@ -133,7 +133,15 @@ async def on_http(request: Request, error: Exception) -> JSONResponse:
 
 async def on_user_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ShenhongError)
-    return bad(" ".join(str(error).splitlines())).response()
+    return of_user(error).response()
+
+
+def of_user(error: ShenhongError) -> Fault:
+    """What a caller sent cannot be honoured, or something here cannot be used any more."""
+    message = " ".join(str(error).splitlines())
+    if isinstance(error, ServeError):
+        return Fault(500, message)
+    return bad(message, getattr(error, "param", None), getattr(error, "code", None))
 
 
 async def on_storage(_: Request, error: Exception) -> JSONResponse:

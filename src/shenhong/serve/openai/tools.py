@@ -6,7 +6,8 @@ import json
 import re
 from typing import Any
 
-from shenhong.chat.tool_calls import PROBE_TOOL, Form, Offer
+from shenhong.chat.tool_calls import PROBE_TOOL, Offer
+from shenhong.chat.tool_formats import ToolFormat
 from shenhong.engine.request import Constraint
 from shenhong.serve.http.faults import bad
 from shenhong.serve.openai.schemas import ChatRequest, Function, NamedChoice
@@ -41,7 +42,7 @@ def constraint(offer: Offer, body: ChatRequest, thinking: bool) -> Constraint | 
     where only one call may come. `thinking`: the prompt ends inside of it, so a forced call comes behind it. Fault: 400
     for a form whose arguments are no JSON.
     """
-    form, functions = offer.form, offer.functions
+    form, functions = offer.tool_format, offer.functions
     choice, single = body.tool_choice, body.parallel_tool_calls is False
     forced = choice not in (None, "auto")
     if not forced and not single and not any(function.strict for function in functions):
@@ -74,7 +75,7 @@ def _literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text else ""
 
 
-def _around(form: Form, forced: bool, single: bool, thinking: bool) -> list[str]:
+def _around(form: ToolFormat, forced: bool, single: bool, thinking: bool) -> list[str]:
     """Rules of what may stand before, between and behind calls."""
     more = "" if single or form.more is None else f"({_literal(form.more)} fn)*"
     calls = f"calls: {_literal(form.opened)} fn {more} {_literal(form.closed)}"
