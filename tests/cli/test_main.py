@@ -252,3 +252,14 @@ raise AttributeError
             env=os.environ | {"PYTHONPATH": path},
         )
         assert (done.returncode, done.stderr.strip()) == (130, "shenhong: stopped")
+
+
+def test_generate_loads_nothing_of_a_server(tiny: Tiny) -> None:
+    code = f"""
+import sys
+from shenhong.cli.main import main
+assert main(["generate", {str(tiny.run)!r}, "长城"]) == 0
+print([name for name in ("fastapi", "starlette", "uvicorn", "daft") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr

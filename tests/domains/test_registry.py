@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 import shenhong
@@ -50,7 +51,7 @@ def test_text_has_no_reward() -> None:
         domain("text").reward("a", "b")
 
 
-def test_without_verse_a_text_recipe_trains_and_reports(tmp_path: Path) -> None:
+def test_without_verse_a_text_recipe_trains_reports_and_serves(tmp_path: Path) -> None:
     """In a copy of the package without the room of verse."""
     copy = tmp_path / "src" / "shenhong"
     shutil.copytree(Path(shenhong.__file__).parent, copy, ignore=shutil.ignore_patterns("ui"))
@@ -65,8 +66,9 @@ def test_without_verse_a_text_recipe_trains_and_reports(tmp_path: Path) -> None:
     )
     (tmp_path / "text.toml").write_text(recipe.replace("isolate_ideographs = true", ""))
 
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
+
     def shenhong_(*words: str) -> str:
-        environment = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
         command = [sys.executable, "-m", "shenhong.cli", *words]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path
@@ -79,3 +81,27 @@ def test_without_verse_a_text_recipe_trains_and_reports(tmp_path: Path) -> None:
     assert shenhong_("generate", "run", "Sentence", "--max-tokens", "5")
     assert "--rhyme" not in shenhong_("generate", "--help")
     assert "layers" in shenhong_("info", "run")
+    command = [
+        sys.executable,
+        "-m",
+        "shenhong.cli",
+        "serve",
+        "run",
+        "--port",
+        "0",
+        "--data",
+        "data",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+    ) as server:
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[2]
+            body = {"messages": [{"role": "user", "content": "Sentence"}], "max_tokens": 4}
+            reply = httpx.post(f"{address}/v1/chat/completions", json={"model": "run", **body})
+            assert reply.status_code == 200, reply.text
+            boot = httpx.get(f"{address}/api/bootstrap").json()
+            assert boot["models"][0]["domain"] == {"name": "text", "options": []}
+        finally:
+            server.terminate()

@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 
-from shenhong.domains.verse.page import verse_part
 from tests.conftest import Tiny
 from tests.serve.running import Running, events, running, slowly
 
@@ -351,19 +350,29 @@ def test_runs_are_told_as_they_grow(tiny: Tiny, tmp_path: Path, served: Running)
     assert [r["state"] for r in real if r["folder"] == "whole"] == ["done"]
 
 
-def test_verse_is_set_with_tones_and_rhymes() -> None:
-    poem = "白日依山尽，黄河入海流。\n欲穷千里目，更上一层楼。"
-    part = verse_part(poem, "五绝 登鹳雀楼")
-    assert part is not None and (part["form"], part["title"]) == ("五绝", "登鹳雀楼")
-    assert [line["text"] for line in part["lines"]] == [
-        "白日依山尽",
-        "黄河入海流",
-        "欲穷千里目",
-        "更上一层楼",
-    ]
-    assert [line["rhyme"] for line in part["lines"]] == [None, 4, None, 4]
-    assert part["lines"][1]["group"] == part["lines"][3]["group"] == "十一尤"
-    assert part["lines"][0]["tones"] == "仄仄平平仄" and all(
-        len(x["tones"]) == 5 for x in part["lines"]
-    )
-    assert verse_part("长城 is long", "x") is None and verse_part("", "x") is None
+def test_what_was_chosen_becomes_the_prompt_as_the_domain_writes_it(own: Running) -> None:
+    hints = own.http.get("/api/bootstrap").json()["models"][0]["domain"]
+    assert hints["name"] == "verse"
+    assert hints["options"][0] == {"name": "form", "choices": ["五绝", "七绝", "五律", "七律"]}
+    chat = own.http.post("/api/chats").json()["id"]
+
+    def ask(text: str, options: dict[str, str]) -> Any:
+        body = {"text": text, "options": options, "targets": [{"model": own.model}]}
+        return own.http.post(f"/api/chats/{chat}/turns", json=body)
+
+    for text, options, prompt in (
+        ("长城", {"form": "五绝"}, "五绝 长城"),
+        ("七律 长城", {"form": "五绝"}, "七律 长城"),
+        ("长城", {"form": "五绝", "rhyme": "阳"}, "五绝 长城 押阳韵"),
+        ("长城", {}, "长城"),
+    ):
+        reply = ask(text, options)
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["user"]["parts"] == [{"type": "text", "text": prompt}]
+    for options, says in (
+        ({"form": "六言"}, "form is one of 五绝, 七绝"),
+        ({"rhyme": "阴"}, "no rhyme of the 平水韵"),
+        ({"metre": "x"}, "has no option metre"),
+    ):
+        reply = ask("长城", options)
+        assert reply.status_code == 400 and says in reply.json()["error"]["message"]

@@ -70,12 +70,7 @@ def plain_model(page: Any) -> None:
     page.route(
         "**/api/bootstrap",
         lambda route: route.fulfill(
-            json=json.loads(
-                route.fetch()
-                .text()
-                .replace('"verse":true', '"verse":false')
-                .replace('"verse": true', '"verse": false')
-            )
+            json=json.loads(route.fetch().text().replace('"name":"verse"', '"name":"text"'))
         ),
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import tomllib
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from shenhong import domains
 from shenhong.chat.template import Template
+from shenhong.domains.base import Domain
 from shenhong.engine import Sampling
 from shenhong.models import Writer, facts, folder_of, is_gguf, open_writer
 from shenhong.serve.engine_thread import EngineThread
@@ -37,7 +38,7 @@ class Served:
     writer: Writer
     template: Template
     facts: dict[str, Any]
-    verse: bool
+    domain: Domain
     bytes_of: list[bytes]  # what each token id writes
     sampling: Sampling  # where a caller says nothing
     created: int
@@ -70,7 +71,7 @@ def open_models(paths: list[Path], dtype: torch.dtype, settings: Settings) -> di
                 writer=writer,
                 template=template,
                 facts=facts(path),
-                verse=_writes_verse(run),
+                domain=domains.of_run(run),
                 bytes_of=bytes_of,
                 sampling=defaults_of(folder),
                 created=int(
@@ -82,15 +83,6 @@ def open_models(paths: list[Path], dtype: torch.dtype, settings: Settings) -> di
             served.template.close()
         raise
     return found
-
-
-def _writes_verse(run: Path) -> bool:
-    """Whether the recipe beside the model trained it on verse."""
-    try:
-        recipe = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
-        return recipe["corpus"]["kind"] == "verse"
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 class Hub:

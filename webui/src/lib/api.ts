@@ -51,10 +51,11 @@ export const api = {
   remove: (id: string) => request<void>("DELETE", `chats/${at(id)}`),
   importChat: (file: unknown) => request<Chat>("POST", "chats/import", file),
   exportUrl: (id: string, format: "json" | "markdown") => `/api/chats/${at(id)}/export?format=${format}`,
-  turn: (id: string, parent: string | null, text: string | null, targets: Target[]) =>
+  turn: (id: string, parent: string | null, text: string | null, options: Record<string, string>, targets: Target[]) =>
     request<{ user: Message | null; answers: Message[] }>("POST", `chats/${at(id)}/turns`, {
       parent,
       text,
+      options,
       targets,
     }),
   stop: (job: string) => request<void>("POST", `jobs/${at(job)}/stop`),

@@ -297,12 +297,12 @@ export function targets(): Target[] {
 }
 
 /** Send a text below `parent`, or (text null) answer the user message `parent` again. */
-export async function turn(parent: string | null, text: string | null, ask = targets()): Promise<boolean> {
+export async function turn(parent: string | null, text: string | null, options: Record<string, string> = {}, ask = targets()): Promise<boolean> {
   const begun = !store.chat;
   const { wanted } = store;
   const chat = store.chat ?? (await attempt(api.newChat));
   if (!chat) return false;
-  const reply = await attempt(() => api.turn(chat.id, parent, text, ask));
+  const reply = await attempt(() => api.turn(chat.id, parent, text, options, ask));
   if (!reply && begun && store.link === "online") {
     void attempt(() => api.remove(chat.id), false); // what is refused leaves no empty chat behind
     return false;

@@ -1,19 +1,12 @@
 // The shapes the server sends; the one place that names them. Times are Unix seconds.
 
+import type { VersePart } from "../domains/verse/types";
+
 export type Part =
   | { type: "text"; text: string }
   | { type: "reasoning"; text: string }
-  | { type: "verse"; text?: string; form: string; title: string; lines: VerseLine[] }
+  | VersePart
   | { type: "error"; message: string };
-
-export interface VerseLine {
-  text: string;
-  tones: string; // one mark a character: 平 仄 中 ？
-  rhyme: number | null; // index of the rhyming character
-  group: string | null; // its group in the 平水韵
-  misses?: number[]; // positions that break the pattern of the form
-  stop?: string; // the punctuation after the line
-}
 
 export interface Settings {
   temperature?: number;
@@ -63,7 +56,7 @@ export interface Model {
   name: string;
   context: number;
   template_thinking: boolean;
-  verse: boolean;
+  domain: { name: string; options: { name: string; choices: string[] }[] };
   defaults: Settings;
   facts?: Record<string, unknown> | null;
 }

@@ -12,13 +12,15 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from shenhong import __version__
+from shenhong.errors import RequestError
 from shenhong.serve.generation import Ask, Fields, begin, check_prompt
 from shenhong.serve.http import guard, sse
 from shenhong.serve.http.faults import Fault, bad, stopping
 from shenhong.serve.hub import Hub, Served
 from shenhong.serve.openai.api import hub_of, owner_of
 from shenhong.serve.openai.sampling import sampling_json
-from shenhong.serve.openai.schemas import (
+from shenhong.serve.page.jobs import Job, Jobs, conversation
+from shenhong.serve.page.schemas import (
     ChatChange,
     ChatNew,
     ImportedChat,
@@ -26,7 +28,6 @@ from shenhong.serve.openai.schemas import (
     Target,
     TurnRequest,
 )
-from shenhong.serve.page.jobs import Job, Jobs, conversation
 from shenhong.serve.page.store import new_id, text_of
 
 router = APIRouter(prefix="/api")
@@ -55,7 +56,7 @@ async def bootstrap(request: Request) -> Any:
                 "name": model.id,
                 "context": model.context,
                 "template_thinking": model.template.thinking,
-                "verse": model.verse,
+                "domain": model.domain.hints(),
                 "defaults": sampling_json(model.sampling) | longest,
                 "facts": {k: v for k, v in model.facts.items() if k not in ("folder", "file")},
             }
@@ -219,7 +220,7 @@ async def turn(request: Request, chat: str, body: TurnRequest) -> Any:
         asked = by_id[body.parent or ""]
     else:
         asked = user = _message(chat, body.parent, "user", now) | {
-            "parts": [{"type": "text", "text": body.text}],
+            "parts": [{"type": "text", "text": _composed(hub, body.text, body)}],
             "state": "done",
         }
     if asked["role"] != "user":
@@ -278,9 +279,27 @@ async def _begin(
     return Job(message["job"], owner, model, message, stream, ask, asked, begun)
 
 
+def _composed(hub: Hub, text: str, body: TurnRequest) -> str:
+    """The prompt for what was typed and chosen, as the domain of the first model asked writes it. Fault: 400."""
+    domain = hub.model(body.targets[0].model).domain
+    known = {option.name: option for option in domain.options}
+    for name, value in body.options.items():
+        if name not in known:
+            raise bad(f"a {domain.name} has no option {name}", "options", "unknown_field")
+        if known[name].choices and value not in known[name].choices:
+            choices = ", ".join(known[name].choices)
+            raise bad(f"{name} is one of {choices}", f"options.{name}", "invalid_value")
+    try:
+        return domain.compose(text, **body.options)
+    except RequestError as error:
+        raise bad(str(error), "options", "invalid_value") from None
+
+
 async def _prompt(hub: Hub, model: Served, branch: list[dict[str, Any]]) -> tuple[list[int], bool]:
-    """A model of verse was trained on single prompts, so it is asked with the last one alone."""
-    prompt, thinking = await model.template.prompt(branch[-1:] if model.verse else branch)
+    """A model that learnt from single prompts is asked with the last one alone."""
+    prompt, thinking = await model.template.prompt(
+        branch[-1:] if model.domain.single_turn else branch
+    )
     check_prompt(model, hub.limits, len(prompt), "text")
     return prompt, thinking
 

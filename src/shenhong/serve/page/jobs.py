@@ -16,7 +16,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from shenhong.domains.verse import DOMAIN
 from shenhong.serve.engine_thread import Stream
 from shenhong.serve.generation import Ask, pieces, usage_json
 from shenhong.serve.http import sse
@@ -119,8 +118,8 @@ class Jobs:
         parts: list[dict[str, Any]] = [
             {"type": part, "text": text} for part, text in said.items() if text
         ]
-        if state == "done" and (poem := DOMAIN.part(said["text"], job.asked)):
-            parts = [part for part in parts if part["type"] != "text"] + [poem]
+        if state == "done" and (part := job.model.domain.part(said["text"], job.asked)):
+            parts = [other for other in parts if other["type"] != "text"] + [part]
         if state == "error":
             parts.append({"type": "error", "message": error})
         message = job.message | {

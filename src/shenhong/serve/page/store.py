@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from shenhong import domains
 from shenhong.errors import ServeError
 
 FORMAT = 1
@@ -54,13 +55,16 @@ def new_id() -> str:
 
 def text_of(parts: Iterable[dict[str, Any]]) -> str:
     """What a message says, for searching and for the model's next turn; thinking and errors are not part of it."""
-    return "\n".join(_said(part) for part in parts if part.get("type") in ("text", "verse"))
+    return "\n".join(
+        _text_of(part) for part in parts if part.get("type") not in ("reasoning", "error")
+    )
 
 
-def _said(part: dict[str, Any]) -> str:
-    if part["type"] == "verse":
-        lines = part.get("lines") or []
-        return "".join(f"{line.get('text', '')}{line.get('stop', '')}" for line in lines)
+def _text_of(part: dict[str, Any]) -> str:
+    """A part that a domain made is read by that domain."""
+    kind = part.get("type")
+    if isinstance(kind, str) and kind in domains.names():
+        return domains.domain(kind).part_text(part)
     return str(part.get("text", ""))
 
 

@@ -1,0 +1,107 @@
+"""What the page sends: turns, changes of chats, and chats that were exported before."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Union
+
+from pydantic import Discriminator, Field, StringConstraints, model_validator
+
+from shenhong import domains
+from shenhong.serve.openai.schemas import Drawing, Name, Strict, Text
+
+
+class TurnSettings(Drawing):
+    max_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
+
+
+class Target(Strict):
+    model: Name
+    settings: TurnSettings = TurnSettings()
+
+
+class TurnRequest(Strict):
+    parent: Name | None = None
+    text: Annotated[str, StringConstraints(strict=True, min_length=1)] | None = None
+    options: dict[Name, Name] = Field({}, max_length=16)  # chosen beside the text
+    targets: Annotated[list[Target], Field(min_length=1, max_length=4)]
+
+    @model_validator(mode="after")
+    def answers_something(self) -> TurnRequest:
+        if self.text is None and self.parent is None:
+            raise ValueError("give text, or the user message to answer again as parent")
+        return self
+
+
+class ChatNew(Strict):
+    title: Annotated[str, StringConstraints(max_length=200)] | None = None
+
+
+class ChatChange(Strict):
+    title: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    leaf: Name | None = None
+
+
+class Login(Strict):
+    key: Annotated[str, StringConstraints(strict=True, max_length=1024)]
+
+
+class SaidPart(Strict):
+    type: Literal["text", "reasoning"]
+    text: Text
+
+
+class ErrorPart(Strict):
+    type: Literal["error"]
+    message: Text
+
+
+# A part of an answer as a domain sets it is checked by the domain's own class.
+_PARTS = (
+    SaidPart,
+    ErrorPart,
+    *filter(None, (domains.domain(name).Part for name in domains.names())),
+)
+Part = Annotated[Union[_PARTS], Discriminator("type")]  # type: ignore[valid-type]  # noqa: UP007
+
+
+class Usage(Strict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: dict[Name, int] = Field({}, max_length=16)
+    completion_tokens_details: dict[Name, int] = Field({}, max_length=16)
+
+
+class Timing(Strict):
+    first_token_ms: float
+    tokens_per_second: float
+
+
+class ImportedMessage(Strict):
+    """As the store keeps messages: what is let in here the page must be able to draw."""
+
+    id: Name
+    chat: Name | None = None
+    parent: Name | None
+    role: Literal["user", "assistant"]
+    parts: Annotated[
+        list[Part],
+        Field(max_length=100),
+    ]
+    model: Name | None = None
+    settings: TurnSettings | None = None
+    job: Name | None = None
+    state: Literal["done", "running", "stopped", "error"] = "done"
+    created: float = 0
+    usage: Usage | None = None
+    timing: Timing | None = None
+
+
+class ImportedChat(Strict):
+    id: Name | None = None
+    title: Annotated[str, StringConstraints(max_length=200)] = ""
+    created: float = 0
+    updated: float = 0
+    leaf: Name | None = None
+    messages: Annotated[list[ImportedMessage], Field(max_length=5000)]
+    format: Literal["shenhong-chat-1"] | None = None
