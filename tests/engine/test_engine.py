@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shenhong.engine import Engine, EngineSettings, Sampling, request_seed
-from shenhong.engine.sampler import sample, uniforms
+from shenhong.engine.sampler import sample_alike, uniforms
 from shenhong.errors import RequestError
 from shenhong.export import save_model
 from shenhong.numerics import documents
@@ -33,12 +33,12 @@ def make_prompts(decoder, seed, count, longest=12):
 
 def recompute(decoder, prompt, count, how, seed, stops):
     """The same text by running the whole training forward anew for every token."""
-    text, draws = list(prompt), uniforms([seed], count)
+    text, numbers = list(prompt), uniforms([seed], count)
     for step in range(count):
         tokens = torch.tensor([text])
         with torch.no_grad():
             states = decoder(tokens.flatten(), documents(tokens, -1)).states_ND
-        token = int(sample(decoder.logits(states[-1:]).detach(), draws[:, step], how))
+        token = int(sample_alike(decoder.logits(states[-1:]).detach(), numbers[:, step], how))
         if token in stops:
             return text[len(prompt) :], "stop"
         text.append(token)

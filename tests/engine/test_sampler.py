@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from shenhong.engine import Sampling, request_seed
 from shenhong.engine.sampler import (
     Penalties,
-    draw,
-    draws,
     invert,
     log_probabilities,
     sample,
+    sample_alike,
+    samplings,
     uniforms,
 )
 from shenhong.errors import RequestError
@@ -26,7 +26,7 @@ from shenhong.numerics import kernels_in_use, use_kernels
 def many(logits, how, count=20_000):
     """Draws from one row at evenly spaced uniforms: shares come out exact to 1/count."""
     even = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    return sample(logits.expand(count, -1), even, how)
+    return sample_alike(logits.expand(count, -1), even, how)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
@@ -71,7 +71,7 @@ def test_extremes_give_a_possible_token(seed, temperature):
     for place in (0.0, last.item()):
         point = torch.full((4,), place, dtype=torch.float64)
         for how in (Sampling(temperature), Sampling(temperature, top_k=35, top_p=0.999)):
-            tokens = sample(logits, point, how)
+            tokens = sample_alike(logits, point, how)
             assert (tokens < 30).all()
             if temperature < 1e-5:
                 assert torch.equal(tokens, logits.argmax(dim=1))
@@ -142,10 +142,10 @@ def test_the_kernel_draws_as_pytorch_does(seed, width, temperature, top_k, top_p
     logits[:, width // 2] = float("-inf")
     how = Sampling(temperature, top_k, top_p, min_p)
     points = torch.rand(20, generator=stream, dtype=torch.float64)
-    got = draw(logits, draws(how, points))
+    got = sample(logits, samplings(how, points))
     use_kernels(False)
     try:
-        close = [draw(logits, draws(how, (points + e).abs() % 1)) for e in (0, -1e-5, 1e-5)]
+        close = [sample(logits, samplings(how, (points + e).abs() % 1)) for e in (0, -1e-5, 1e-5)]
     finally:
         use_kernels(True)
     for row, token in enumerate(got):
@@ -159,7 +159,7 @@ def test_no_numbers_give_no_token(kernels):
         logits = torch.randn(5, 70)
         logits[1, 66], logits[2, 3], logits[3] = float("nan"), float("inf"), float("-inf")
         for how in (Sampling(0.0), Sampling(1.0), Sampling(1.0, top_k=3, top_p=0.5)):
-            got = draw(logits, draws(how, torch.full((5,), 0.5)))
+            got = sample(logits, samplings(how, torch.full((5,), 0.5)))
             assert [token is None for token in got] == [False, True, True, True, False]
     finally:
         use_kernels(True)

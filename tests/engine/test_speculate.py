@@ -74,8 +74,8 @@ class Trusting(Engine):
         self.guesses = {id(live): guesses for live, guesses in whole}
         return super()._continue(whole, states_ND, rows)
 
-    def _draw(self, logits_BV, places):
-        drawn = super()._draw(logits_BV, places)
+    def _sample(self, logits_BV, places):
+        drawn = super()._sample(logits_BV, places)
         guesses = [self.guesses[id(live)][i : i + 1] for live, i in places]
         return [*itertools.chain(*(g or [d] for g, d in zip(guesses, drawn, strict=True)))]
 

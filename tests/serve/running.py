@@ -99,15 +99,15 @@ def begin_with(patch: pytest.MonkeyPatch, server: Running, text: str) -> None:
     """The model writes this first, then what it likes."""
     writer = server.hub.models[server.model].writer
     first = writer.tokenizer.encode(text)
-    honest = engine_module.draw
+    honest = engine_module.sample
 
-    def draw(logits: Any, draws: Any) -> Any:
-        drawn = honest(logits, draws)
-        written = [live.written for live in writer.engine.live.values()]
+    def sample(logits: Any, samplings: Any) -> Any:
+        drawn = honest(logits, samplings)
+        written = [live.written for live in writer.engine.running.values()]
         assert len(written) == len(drawn) == 1
         return [first[written[0]]] if written[0] < len(first) else drawn
 
-    patch.setattr(engine_module, "draw", draw)
+    patch.setattr(engine_module, "sample", sample)
     patch.setattr(writer.engine, "_plain", lambda parts: False)  # every token is drawn there
 
 

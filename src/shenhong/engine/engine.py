@@ -11,7 +11,7 @@ two candidates are nearly as likely (rounding). Its draws come from its own stre
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import abc
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shenhong.engine.ahead import Continued, Writer
 from shenhong.engine.cache import Pages, lay_out
-from shenhong.engine.live import Live
+from shenhong.engine.multi_step import Continued, MultiStepDecoder
 from shenhong.engine.request import (
     MOST_LOGPROBS,
     Constraint,
@@ -32,9 +31,9 @@ from shenhong.engine.request import (
     Sampling,
     TokenLogprob,
 )
-from shenhong.engine.sampler import Penalties, draw, log_probabilities, request_seed
-from shenhong.engine.scheduler import Part, Scheduler
-from shenhong.engine.scheduler import Sequence as Text
+from shenhong.engine.running import RunningRequest
+from shenhong.engine.sampler import Penalties, log_probabilities, request_seed, sample
+from shenhong.engine.scheduler import Part, Scheduler, Sequence
 from shenhong.engine.speculate import Drafter, DraftReport, Followed
 from shenhong.engine.structured import Grammars, Matcher
 from shenhong.engine.text import TextStream, token_bytes
@@ -89,15 +88,17 @@ class Engine:
         self.pages = Pages(max(pages, -(-context // page)))
         self.pools = self.model.new_pools(self.pages.count, page)
         self.scheduler = Scheduler(self.pages, page, settings.step_tokens, settings.most_running)
-        self.writer = Writer(self.model, self.pools, self.scheduler)
+        self.multi_step = MultiStepDecoder(self.model, self.pools, self.scheduler)
         self.drafter: Drafter | None = None
         if self.model.join is not None:
             self.drafter = Drafter(self.model, self.pools, self.scheduler, settings.most_drafting)
             self.drafter.depth = settings.draft
         self.grammars: Grammars | None = None  # made when the first constraint comes
-        self.live: dict[int, Live] = {}
-        self.ended: list[Event] = []  # cancelled, to be told with the next step
-        self.told: list[Event] = []  # of other requests, met while ``generate`` or ``stream`` ran
+        self.running: dict[int, RunningRequest] = {}
+        self.ended: list[Event] = []  # cancelled, told with the next step
+        self.pending: list[
+            Event
+        ] = []  # of other requests, met while ``generate`` or ``stream`` ran
         self.inboxes: dict[int, list[Event]] = {}  # of ``generate`` and ``stream``
         self.submitted = self.prompt_tokens = self.generated_tokens = 0
 
@@ -108,37 +109,39 @@ class Engine:
 
         ``matcher``: what ``compiled`` made of the request's constraint, for this text alone.
         """
-        self._check(request)
+        self._validate(request)
         if matcher is None and request.constraint is not None:
             matcher = self.compiled(request.constraint)
         self.submitted += 1
-        text = Text(
+        sequence = Sequence(
             self.submitted,
             list(request.prompt),
             request.priority,
             shareable=self.settings.share_prefixes,
             root=request.owner.encode(),
         )
-        live = Live(request, text, self._stops(request), self._room(request))
+        running = RunningRequest(
+            request, sequence, self._stops(request), self._max_new_tokens(request)
+        )
         if self.bytes_of is not None:
-            live.stream = TextStream(self.bytes_of, request.stop)
+            running.stream = TextStream(self.bytes_of, request.stop)
         if not request.sampling.plain:
-            live.penalties = Penalties(request.sampling, request.prompt, self.config.vocab_size)
+            running.penalties = Penalties(request.sampling, request.prompt, self.config.vocab_size)
         if matcher:
-            live.matcher, live.stops = matcher, live.stops | self._eos()
-        self.live[text.id] = live
-        self.scheduler.add(text)
+            running.matcher, running.stops = matcher, running.stops | self._eos()
+        self.running[sequence.id] = running
+        self.scheduler.add(sequence)
         self.prompt_tokens += len(request.prompt)
-        return text.id
+        return sequence.id
 
     def cancel(self, id: int) -> None:
         """Ends a request and frees its pages at once; the event comes with the next step. Unknown ids are ignored."""
-        if live := self.live.get(id):
-            self.ended.append(self._event(live, [], [], "cancelled"))
+        if running := self.running.get(id):
+            self.ended.append(self._event(running, [], [], "cancelled"))
 
     @property
     def busy(self) -> bool:
-        return bool(self.live or self.ended or self.told)
+        return bool(self.running or self.ended or self.pending)
 
     def stats(self) -> EngineStats:
         return EngineStats(
@@ -159,43 +162,49 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Computes the next tokens of some requests and tells what is new about them."""
-        told, self.told = self.told, []
-        return told + self._advance()
+        emitted, self.pending = self.pending, []
+        return emitted + self._advance()
 
     def _advance(self) -> list[Event]:
         events, self.ended = self.ended, []
         if parts := self.scheduler.plan():
-            events += self._write_ahead(parts) if self._plain(parts) else self._compute(parts)
-        told: list[Event] = []
+            events += self._write_several(parts) if self._plain(parts) else self._compute(parts)
+        emitted: list[Event] = []
         for event in events:
             inbox = self.inboxes.get(event.request)
-            (told if inbox is None else inbox).append(event)
-        return told
+            (emitted if inbox is None else inbox).append(event)
+        return emitted
 
     def _plain(self, parts: list[Part]) -> bool:
         if self.drafter and self.drafter.depth and len(parts) <= self.drafter.most_running:
             return False
         return self.model.fused is not None and all(
-            not part.drafts and self.live[part.sequence.id].plain for part in parts
+            not part.drafts and self.running[part.sequence.id].plain for part in parts
         )
 
-    def _write_ahead(self, parts: list[Part]) -> list[Event]:
-        lives = [self.live[part.sequence.id] for part in parts]
-        written = self.writer.write(
+    def _write_several(self, parts: list[Part]) -> list[Event]:
+        requests = [self.running[part.sequence.id] for part in parts]
+        written = self.multi_step.write(
             [
-                Continued(part, live.draws[live.written if part.whole else live.room :], live.stops)
-                for part, live in zip(parts, lives, strict=True)
+                Continued(
+                    part,
+                    running.samplings[running.written if part.whole else running.max_new_tokens :],
+                    running.stops,
+                )
+                for part, running in zip(parts, requests, strict=True)
             ]
         )
         return [
-            self._write(live, tokens) for live, tokens in zip(lives, written, strict=True) if tokens
+            self._write(running, tokens)
+            for running, tokens in zip(requests, written, strict=True)
+            if tokens
         ]
 
     def _compute(self, parts: list[Part]) -> list[Event]:
         before = [part.sequence.computed for part in parts]
         states_ND = self.model.forward(lay_out(part.laid for part in parts), self.pools)
         rows: list[int] = []  # whose next token is drawn
-        whole: list[tuple[Live, list[int]]] = []  # with the guesses that are checked
+        whole: list[tuple[RunningRequest, list[int]]] = []  # with the guesses that are checked
         begin = 0
         for part in parts:
             sequence, length, drafts = part
@@ -203,7 +212,7 @@ class Engine:
             guesses, sequence.drafts = sequence.drafts[:drafts], []
             if part.whole:
                 rows += range(begin - drafts - 1, begin)
-                whole.append((self.live[sequence.id], guesses))
+                whole.append((self.running[sequence.id], guesses))
             self.scheduler.done(sequence, length - drafts)
         events = self._continue(whole, states_ND, rows) if whole else []
         if self.drafter and self.drafter.depth:
@@ -211,22 +220,24 @@ class Engine:
         return events
 
     def _continue(
-        self, whole: list[tuple[Live, list[int]]], states_ND: Tensor, rows: list[int]
+        self, whole: list[tuple[RunningRequest, list[int]]], states_ND: Tensor, rows: list[int]
     ) -> list[Event]:
         """Draws behind every text and every guess, and keeps the guesses that were drawn too."""
         if len(rows) < len(states_ND):
             states_ND = states_ND[torch.tensor(rows)]
         logits_BV = self.model.logits(states_ND)
-        drawn = self._draw(logits_BV, [(live, i) for live, g in whole for i in range(len(g) + 1)])
+        drawn = self._sample(
+            logits_BV, [(running, i) for running, g in whole for i in range(len(g) + 1)]
+        )
         events, row = [], 0
-        for live, guesses in whole:
+        for running, guesses in whole:
             tokens = drawn[row : row + len(guesses) + 1]
             kept = 0
             while kept < len(guesses) and guesses[kept] == tokens[kept]:
                 kept += 1
             if self.drafter:
                 self.drafter.accepted += kept
-            events.append(self._write(live, tokens[: kept + 1], logits_BV[row:]))
+            events.append(self._write(running, tokens[: kept + 1], logits_BV[row:]))
             row += len(guesses) + 1
         return events
 
@@ -234,35 +245,41 @@ class Engine:
         assert self.drafter is not None
         steps, row = [], 0
         for (sequence, length, _), first in zip(parts, before, strict=True):
-            if live := self.live.get(sequence.id):
-                plain = live.penalties is None and live.matcher is None
+            if running := self.running.get(sequence.id):
+                plain = running.penalties is None and running.matcher is None
                 steps.append(
                     Followed(
                         sequence,
                         first,
                         row,
-                        live.draws[live.written :],
+                        running.samplings[running.written :],
                         plain and sequence.pending == 1,
                     )
                 )
             row += length
         self.drafter.follow(steps, states_ND)
 
-    def _draw(self, logits_BV: Tensor, places: list[tuple[Live, int]]) -> list[int | None]:
+    def _sample(
+        self, logits_BV: Tensor, places: list[tuple[RunningRequest, int]]
+    ) -> list[int | None]:
         """For each (text, i) its token number i from now; None where the model's numbers are not finite."""
-        changed = [i for i, (live, _) in enumerate(places) if live.penalties or live.matcher]
+        changed = [
+            i for i, (running, _) in enumerate(places) if running.penalties or running.matcher
+        ]
         if changed:
             logits_BV = logits_BV.clone()
         for i in changed:
-            live = places[i][0]
-            if live.penalties:
-                logits_BV[i] = live.penalties.apply(logits_BV[i])
-            if live.matcher:
-                logits_BV[i].masked_fill_(~live.matcher.mask(), float("-inf"))
-        return draw(logits_BV, np.stack([live.draws[live.written + i] for live, i in places]))
+            running = places[i][0]
+            if running.penalties:
+                logits_BV[i] = running.penalties.apply(logits_BV[i])
+            if running.matcher:
+                logits_BV[i].masked_fill_(~running.matcher.mask(), float("-inf"))
+        return sample(
+            logits_BV, np.stack([running.samplings[running.written + i] for running, i in places])
+        )
 
     def _write(
-        self, live: Live, tokens: list[int | None], logits_BV: Tensor | None = None
+        self, running: RunningRequest, tokens: list[int | None], logits_BV: Tensor | None = None
     ) -> Event:
         """Takes over what was drawn (from these logits' rows, where somebody asks for them), up to where the text
         ends. All but the last token are in the cache."""
@@ -272,40 +289,42 @@ class Engine:
         finish: Finish | None = None
         for number, token in enumerate(tokens):
             if token is None:
-                return self._event(live, new, logprobs, "error", text, "the model gave no number")
-            if token in live.stops:
+                return self._event(
+                    running, new, logprobs, "error", text, "the model gave no number"
+                )
+            if token in running.stops:
                 finish = "stop"
                 break
             new.append(token)
-            live.text.tokens.append(token)
-            live.written += 1
-            if live.penalties:
-                live.penalties.wrote(token)
-            if live.matcher:
-                live.matcher.wrote(token)
-                if error := live.matcher.error:
-                    return self._event(live, new, logprobs, "error", text, error)
-            if logits_BV is not None and live.request.logprobs is not None:
+            running.sequence.tokens.append(token)
+            running.written += 1
+            if running.penalties:
+                running.penalties.wrote(token)
+            if running.matcher:
+                running.matcher.wrote(token)
+                if error := running.matcher.error:
+                    return self._event(running, new, logprobs, "error", text, error)
+            if logits_BV is not None and running.request.logprobs is not None:
                 logits_V = logits_BV[number]
-                logprobs.append(log_probabilities(logits_V, token, live.request.logprobs))
-            if live.stream:
-                text += live.stream.add(token)
-                if live.stream.stopped:
+                logprobs.append(log_probabilities(logits_V, token, running.request.logprobs))
+            if running.stream:
+                text += running.stream.add(token)
+                if running.stream.stopped:
                     finish = "stop"
                     break
-            if live.matcher and live.matcher.complete:
+            if running.matcher and running.matcher.complete:
                 finish = "stop"
                 break
-            if live.written == live.room:
+            if running.written == running.max_new_tokens:
                 finish = "length"
                 break
-        self.scheduler.done(live.text, number)
+        self.scheduler.done(running.sequence, number)
         self.generated_tokens += len(new)
-        return self._event(live, new, logprobs, finish, text)
+        return self._event(running, new, logprobs, finish, text)
 
     def _event(
         self,
-        live: Live,
+        running: RunningRequest,
         tokens: list[int],
         logprobs: list[TokenLogprob],
         finish: Finish | None,
@@ -314,16 +333,18 @@ class Engine:
     ) -> Event:
         """Where it is the last one, the request leaves and its pages are free."""
         if finish is None:
-            return Event(live.text.id, tokens, text, logprobs)
-        if live.stream:
-            text += live.stream.finish()
-        self.scheduler.remove(live.text)
-        del self.live[live.text.id]
-        return Event(live.text.id, tokens, text, logprobs, finish, error, live.usage())
+            return Event(running.sequence.id, tokens, text, logprobs)
+        if running.stream:
+            text += running.stream.finish()
+        self.scheduler.remove(running.sequence)
+        del self.running[running.sequence.id]
+        return Event(running.sequence.id, tokens, text, logprobs, finish, error, running.usage())
 
     # ---------------------------------------------------------------- drafting
 
-    def calibrate(self, prompt: Sequence[int], tokens: int = 64, deepest: int = 3) -> DraftReport:
+    def calibrate(
+        self, prompt: abc.Sequence[int], tokens: int = 64, deepest: int = 3
+    ) -> DraftReport:
         """Measures drafting on this machine, sets the depth that is fastest at batch 1, 0 where none gains.
 
         ``prompt``: like those to come. A model without the layer for it gets depth 0. Takes a few seconds at most.
@@ -356,12 +377,12 @@ class Engine:
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: abc.Sequence[abc.Sequence[int]],
         max_new_tokens: int,
         *,
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
-        seed: int | Sequence[int] = 0,
-        stop: Sequence[int] | None = None,
+        seed: int | abc.Sequence[int] = 0,
+        stop: abc.Sequence[int] | None = None,
     ) -> list[Completion]:
         """One completion per prompt, in order.
 
@@ -379,7 +400,7 @@ class Engine:
             for prompt, own in zip(prompts, seed, strict=True)
         ]
         for number, request in enumerate(requests):
-            self._check(request, f"prompt {number}")
+            self._validate(request, f"prompt {number}")
         done = []
         for events in self._follow(requests):
             last = events[-1]
@@ -394,8 +415,8 @@ class Engine:
         ids = [self.submit(request) for request in requests]
         self.inboxes |= {id: [] for id in ids}
         try:
-            while any(id in self.live for id in ids):
-                self.told += self._advance()
+            while any(id in self.running for id in ids):
+                self.pending += self._advance()
             return [self.inboxes[id] for id in ids]
         finally:
             self._forget(ids)
@@ -408,21 +429,21 @@ class Engine:
 
     def stream(
         self,
-        prompt: Sequence[int],
+        prompt: abc.Sequence[int],
         max_new_tokens: int,
         *,
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         seed: int = 0,
-        stop: Sequence[int] | None = None,
-    ) -> Iterator[int]:
+        stop: abc.Sequence[int] | None = None,
+    ) -> abc.Iterator[int]:
         """The tokens of one completion as they are written; equal to ``generate([prompt], seed=[seed])``."""
         stops = None if stop is None else tuple(stop)
         id = self.submit(Request(tuple(prompt), max_new_tokens, sampling, seed, stops))
         inbox = self.inboxes[id] = []
         try:
-            while id in self.live or inbox:
+            while id in self.running or inbox:
                 if not inbox:
-                    self.told += self._advance()
+                    self.pending += self._advance()
                 while inbox:
                     event = inbox.pop(0)
                     if event.finish == "error":
@@ -449,12 +470,12 @@ class Engine:
             self.grammars = Grammars(self.tokenizer, self.bytes_of)
         return self.grammars.matcher(constraint)
 
-    def _room(self, request: Request) -> int:
+    def _max_new_tokens(self, request: Request) -> int:
         """How many tokens may follow: the last one written needs no place of its own."""
         context = self.config.max_position_embeddings
         return min(request.max_new_tokens, context - len(request.prompt) + 1)
 
-    def _check(self, request: Request, name: str = "the prompt") -> None:
+    def _validate(self, request: Request, name: str = "the prompt") -> None:
         """``RequestError`` where a prompt or a number is impossible."""
         context, vocabulary = self.config.max_position_embeddings, self.config.vocab_size
         if request.max_new_tokens < 1:

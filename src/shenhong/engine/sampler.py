@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shenhong.engine.request import Sampling, TokenLogprob
-from shenhong.numerics.cpu.decode import DRAW, draw_tokens
+from shenhong.numerics.cpu.decode import SAMPLING, sample_tokens
 from shenhong.numerics.cpu.native import fast
 
 # Below this temperature the likeliest token is taken: the quotient would leave fp32's range.
@@ -67,15 +67,15 @@ class Penalties:
 
 def log_probabilities(logits_V: Tensor, token: int, count: int) -> TokenLogprob:
     """Of the token and of the ``count`` likeliest, from the model's own logits."""
-    shares_V = logits_V.log_softmax(dim=0)
-    best = shares_V.topk(count)
+    logprobs_V = logits_V.log_softmax(dim=0)
+    best = logprobs_V.topk(count)
     top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return TokenLogprob(token, shares_V[token].item(), top)
+    return TokenLogprob(token, logprobs_V[token].item(), top)
 
 
-def draws(how: Sampling, uniforms: Tensor) -> np.ndarray:
-    """DRAW: how tokens are drawn, one for each of the numbers."""
-    rows = np.empty(len(uniforms), DRAW)
+def samplings(how: Sampling, uniforms: Tensor) -> np.ndarray:
+    """SAMPLING: how tokens are drawn, one for each of the numbers."""
+    rows = np.empty(len(uniforms), SAMPLING)
     # Kept in fp32 and int32, so what lies beyond is as good as their ends.
     rows["temperature"] = min(how.temperature, 1e38) if how.temperature >= COLD else 0.0
     rows["top_p"], rows["min_p"] = how.top_p, how.min_p
@@ -84,30 +84,30 @@ def draws(how: Sampling, uniforms: Tensor) -> np.ndarray:
     return rows
 
 
-def draw(logits_BV: Tensor, draws_B: np.ndarray) -> list[int | None]:
-    """One token per row, each by its own DRAW; None where the logits are no numbers."""
+def sample(logits_BV: Tensor, samplings_B: np.ndarray) -> list[int | None]:
+    """One token per row, each by its own SAMPLING; None where the logits are no numbers."""
     if fast(logits_BV) and logits_BV.dtype == torch.float32:
-        chosen = draw_tokens(logits_BV, draws_B).tolist()
+        chosen = sample_tokens(logits_BV, samplings_B).tolist()
         return [token if token >= 0 else None for token in chosen]
     peaks_B = logits_BV.amax(dim=1)
     logits_BV = logits_BV.nan_to_num(nan=0.0, neginf=float("-inf"))
-    uniform_B = torch.tensor(draws_B["uniform"], device=logits_BV.device)
-    tokens: list[int | None] = [None] * len(draws_B)
+    uniform_B = torch.tensor(samplings_B["uniform"], device=logits_BV.device)
+    tokens: list[int | None] = [None] * len(samplings_B)
     # Rows of equal settings are drawn together.
     groups: dict[tuple[float, int, float, float], list[int]] = {}
-    settings = draws_B[["temperature", "top_k", "top_p", "min_p"]].tolist()
+    settings = samplings_B[["temperature", "top_k", "top_p", "min_p"]].tolist()
     for row, (how, sound) in enumerate(zip(settings, peaks_B.isfinite().tolist(), strict=True)):
         if sound:
             groups.setdefault(how, []).append(row)
     for how, rows in groups.items():
         index = torch.tensor(rows, device=logits_BV.device)
-        some = sample(logits_BV[index], uniform_B[index], Sampling(*how))
+        some = sample_alike(logits_BV[index], uniform_B[index], Sampling(*how))
         for row, token in zip(rows, some.tolist(), strict=True):
             tokens[row] = token
     return tokens
 
 
-def sample(logits_BV: Tensor, uniform_B: Tensor, how: Sampling) -> Tensor:
+def sample_alike(logits_BV: Tensor, uniform_B: Tensor, how: Sampling) -> Tensor:
     """[B] tokens by inverting the cumulative distribution at ``uniform_B``: what the kernel does, in PyTorch."""
     if how.temperature < COLD:
         return logits_BV.argmax(dim=1)
@@ -116,30 +116,34 @@ def sample(logits_BV: Tensor, uniform_B: Tensor, how: Sampling) -> Tensor:
         logits_BV, candidates = logits_BV.topk(how.top_k, dim=1)
     elif how.top_p < 1:
         logits_BV, candidates = logits_BV.sort(dim=1, descending=True, stable=True)
-    share_BC = (logits_BV * (1 / how.temperature)).softmax(dim=1)
+    probabilities_BC = (logits_BV * (1 / how.temperature)).softmax(dim=1)
     if how.top_p < 1:
-        before_BC = share_BC.cumsum(dim=1) - share_BC
-        share_BC = share_BC.masked_fill(before_BC >= how.top_p, 0.0)
+        before_BC = probabilities_BC.cumsum(dim=1) - probabilities_BC
+        probabilities_BC = probabilities_BC.masked_fill(before_BC >= how.top_p, 0.0)
     if how.min_p > 0:
-        least_B1 = how.min_p * share_BC.amax(dim=1, keepdim=True)
-        share_BC = share_BC.masked_fill(share_BC < least_B1, 0.0)
-    place_B = invert(share_BC, uniform_B)
+        least_B1 = how.min_p * probabilities_BC.amax(dim=1, keepdim=True)
+        probabilities_BC = probabilities_BC.masked_fill(probabilities_BC < least_B1, 0.0)
+    place_B = invert(probabilities_BC, uniform_B)
     return place_B if candidates is None else candidates.gather(1, place_B[:, None]).squeeze(1)
 
 
-def invert(share_BC: Tensor, uniform_B: Tensor) -> Tensor:
-    """[B] the place where the running sum of the shares (they need not sum to one) passes uniform * total.
+def invert(probabilities_BC: Tensor, uniform_B: Tensor) -> Tensor:
+    """[B] the place where the running sum of the probabilities (they need not sum to one) passes uniform * total.
 
     First the block is found, then the place in it: a running sum over the whole vocabulary is slow.
     """
-    rows, width = share_BC.shape
+    rows, width = probabilities_BC.shape
     blocks = -(-width // BLOCK)
-    share_BbC = F.pad(share_BC, (0, blocks * BLOCK - width)).view(rows, blocks, BLOCK)
-    block_Bb = share_BbC.sum(dim=2).double().cumsum(dim=1)
+    probabilities_BbC = F.pad(probabilities_BC, (0, blocks * BLOCK - width)).view(
+        rows, blocks, BLOCK
+    )
+    block_Bb = probabilities_BbC.sum(dim=2).double().cumsum(dim=1)
     point_B1 = below(uniform_B[:, None] * block_Bb[:, -1:], block_Bb[:, -1:])
     block_B1 = torch.searchsorted(block_Bb, point_B1, right=True)
     before_B1 = F.pad(block_Bb, (1, 0)).gather(1, block_B1)
-    inside_BC = share_BbC[torch.arange(rows, device=share_BC.device), block_B1.squeeze(1)].double()
+    inside_BC = probabilities_BbC[
+        torch.arange(rows, device=probabilities_BC.device), block_B1.squeeze(1)
+    ].double()
     inside_BC = inside_BC.cumsum(dim=1)
     rest_B1 = below(point_B1 - before_B1, inside_BC[:, -1:])
     place_B1 = torch.searchsorted(inside_BC, rest_B1, right=True)

@@ -100,7 +100,7 @@ class Scheduler:
             drafts = len(sequence.drafts) if sequence.pending == 1 else 0
             count = min(sequence.pending + drafts, budget)
             drafts = max(0, count - sequence.pending)
-            while not self.room(sequence, count):
+            while not self.allocate(sequence, count):
                 victim = max(self.running, key=lambda s: s.rank)
                 self._preempt(victim)
                 preempted = True
@@ -118,7 +118,7 @@ class Scheduler:
             self._share(sequence)
             count = min(sequence.pending, budget)
             # A page for each that runs: who is let in shall not have to leave at once.
-            if not self.room(sequence, count) or self.pages.free < len(self.running):
+            if not self.allocate(sequence, count) or self.pages.free < len(self.running):
                 self._drop(sequence)
                 break
             self._start(sequence)
@@ -164,7 +164,7 @@ class Scheduler:
             sequence.computed += self.page
         sequence.followed = sequence.computed
 
-    def room(self, sequence: Sequence, count: int) -> bool:
+    def allocate(self, sequence: Sequence, count: int) -> bool:
         """Gives the sequence pages for ``count`` more tokens, all or none."""
         wanted = -(-(sequence.computed + count) // self.page) - len(sequence.table)
         if wanted > self.pages.free:
@@ -182,7 +182,7 @@ class Scheduler:
         wanted = sum(
             max(0, -(-(s.computed + count) // self.page) - len(s.table)) for s, count in more
         )
-        return wanted <= self.pages.free and all(self.room(s, count) for s, count in more)
+        return wanted <= self.pages.free and all(self.allocate(s, count) for s, count in more)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from shenhong.engine.cache import lay_out
-from shenhong.engine.sampler import draw
+from shenhong.engine.sampler import sample
 from shenhong.engine.scheduler import Scheduler, Sequence
 from shenhong.model import PreparedDecoder
 from shenhong.model.cache import Pools
@@ -32,7 +32,7 @@ class Followed(NamedTuple):
     sequence: Sequence
     first: int
     row: int
-    draws: np.ndarray  # DRAW, of the tokens to come, the next one first
+    samplings: np.ndarray  # SAMPLING, of the tokens to come, the next one first
     guess: bool  # whether guesses are of use: not before the prompt's end, nor where penalties change the draw
 
 
@@ -74,17 +74,19 @@ class Drafter:
         able = [
             i
             for i, s in enumerate(steps)
-            if s.guess and self.scheduler.room(s.sequence, self.depth)
+            if s.guess and self.scheduler.allocate(s.sequence, self.depth)
         ]
         self._guess([steps[i] for i in able], drafts_ND[last[able]])
 
     def _guess(self, steps: list[Followed], states_ND: Tensor) -> None:
         for depth in range(self.depth):
-            going = [i for i, s in enumerate(steps) if len(s.draws) > depth + 1]
+            going = [i for i, s in enumerate(steps) if len(s.samplings) > depth + 1]
             if not going:
                 return
             steps, states_ND = [steps[i] for i in going], states_ND[going]
-            drawn = draw(self.model.logits(states_ND), np.stack([s.draws[depth] for s in steps]))
+            drawn = sample(
+                self.model.logits(states_ND), np.stack([s.samplings[depth] for s in steps])
+            )
             # Rows of a page that was taken over may never have been written in this layer: no guess then.
             going = [i for i, token in enumerate(drawn) if token is not None]
             steps, states_ND = [steps[i] for i in going], states_ND[going]

@@ -46,11 +46,11 @@ _Batch = _struct(
     "DecodeBatch",
     numbers="threads first_layer last_layer sequences table_width",
     after="starts:p positions:p tables:p tokens:p embedding:p last_norm:p x:p "
-    "head:p vocab:n most:n room:p draws:p stops:p stop_starts:p written:p counts:p",
+    "head:p vocab:n most:n room:p samplings:p stops:p stop_starts:p written:p counts:p",
 )
 
-# struct Draw of draw.h.
-DRAW = np.dtype(
+# struct Sampling of sampling.h.
+SAMPLING = np.dtype(
     [
         ("temperature", np.float32),
         ("top_p", np.float32),
@@ -74,7 +74,7 @@ class Writing(NamedTuple):
     """How the sequences of a batch go on, each for at most K tokens."""
 
     room_S: np.ndarray  # int32: tokens to write; 0 where the prompt goes on with another batch
-    draws_SK: np.ndarray  # DRAW
+    samplings_SK: np.ndarray  # SAMPLING
     stops: list[Collection[int]]  # of every sequence: the tokens that end it
 
 
@@ -117,15 +117,15 @@ def project(x_ND: Tensor, packed: Tensor, rows: int) -> Tensor:
     return out
 
 
-def draw_tokens(logits_NV: Tensor, how_N: np.ndarray) -> np.ndarray:
-    """[N] tokens drawn from fp32 logits, each row by its own DRAW settings; -1 where the logits are no numbers.
+def sample_tokens(logits_NV: Tensor, how_N: np.ndarray) -> np.ndarray:
+    """[N] tokens drawn from fp32 logits, each row by its own SAMPLING settings; -1 where the logits are no numbers.
 
     Temperature 0 takes the likeliest. Limits apply in the order top-k, top-p, min-p.
     """
-    assert how_N.dtype == DRAW and logits_NV.stride(1) == 1
+    assert how_N.dtype == SAMPLING and logits_NV.stride(1) == 1
     chosen = np.empty(len(how_N), np.int64)
     call(
-        "shenhong_draw",
+        "shenhong_sample",
         logits_NV,
         logits_NV.stride(0),
         logits_NV.shape[1],
@@ -192,14 +192,14 @@ class FusedLayers:
         """What each sequence writes behind the batch: up to its room, a stop included, or -1 where logits are no
         numbers. ``head``: packed."""
         arguments = self._arguments(embedding_VD, batch, pools, layers, norm_D)
-        room_S, draws_SK, stops = writing
-        assert draws_SK.dtype == DRAW and draws_SK.flags.c_contiguous
+        room_S, samplings_SK, stops = writing
+        assert samplings_SK.dtype == SAMPLING and samplings_SK.flags.c_contiguous
         starts = np.array([0, *accumulate(map(len, stops))], np.int32)
         flat = np.array([token for own in stops for token in own], np.int64)
-        written_SK, counts_S = np.empty(draws_SK.shape, np.int64), np.empty_like(room_S)
+        written_SK, counts_S = np.empty(samplings_SK.shape, np.int64), np.empty_like(room_S)
         arguments.head, arguments.vocab = head.data_ptr(), len(embedding_VD)
-        arguments.most, arguments.room = draws_SK.shape[1], room_S.ctypes.data
-        arguments.draws = draws_SK.ctypes.data
+        arguments.most, arguments.room = samplings_SK.shape[1], room_S.ctypes.data
+        arguments.samplings = samplings_SK.ctypes.data
         arguments.stops, arguments.stop_starts = flat.ctypes.data, starts.ctypes.data
         arguments.written, arguments.counts = written_SK.ctypes.data, counts_S.ctypes.data
         call("shenhong_decode", ctypes.addressof(self.model), ctypes.addressof(arguments))

@@ -66,7 +66,7 @@ SIGNATURES = {
     "shenhong_pair": "i",
     "shenhong_decode": "pp",
     "shenhong_project": "ippp" + "nnni",
-    "shenhong_draw": "pnnpp" + "ni",
+    "shenhong_sample": "pnnpp" + "ni",
 }
 RETURNING = ("shenhong_count", "shenhong_panel", "shenhong_pair")
 

@@ -3,7 +3,7 @@
 //
 // A text does not depend on how many tokens a call writes, for each step computes what a call of its own would.
 //
-// Legend: N tokens, S sequences, D hidden, V vocabulary, B rows drawn from, K most tokens a call writes.
+// Legend: N tokens, S sequences, D hidden, V vocabulary, B rows sampled from, K most tokens a call writes.
 #include <numeric>
 
 #include "layers.h"
@@ -13,11 +13,11 @@ template <class T> class Generation {
     DecodeBatch b;
     Layers<T> layers;
     Flat batch;
-    std::vector<int64_t> tokens, drawn;
-    std::vector<int32_t> drawing;    // [B] places in the batch of the sequences that write now
+    std::vector<int64_t> tokens, sampled;
+    std::vector<int32_t> sampling_rows;    // [B] places in the batch of the sequences that write now
     Buffer<float> x, logits;
     Buffer<Left<T>> last;            // [B, D] their last states
-    std::vector<Draw> how;
+    std::vector<Sampling> how;
 
   public:
     void begin(const DecodeModel& model, const DecodeBatch& given) {
@@ -50,14 +50,14 @@ template <class T> class Generation {
   private:
     void prepare() {
         layers.prepare(batch);
-        drawing.clear();
+        sampling_rows.clear();
         for (size_t i = 0; b.head && i < batch.sequences.size(); i++)
-            if (b.room[batch.sequences[i]]) drawing.push_back(int32_t(i));
-        const size_t B = drawing.size();
-        how.resize(B), drawn.resize(B), layers.left(last, B, m.hidden), logits.grow(B * b.vocab);
+            if (b.room[batch.sequences[i]]) sampling_rows.push_back(int32_t(i));
+        const size_t B = sampling_rows.size();
+        how.resize(B), sampled.resize(B), layers.left(last, B, m.hidden), logits.grow(B * b.vocab);
         for (size_t i = 0; i < B; i++) {
-            const int32_t s = batch.sequences[drawing[i]];
-            how[i] = b.draws[s * b.most + b.counts[s]];
+            const int32_t s = batch.sequences[sampling_rows[i]];
+            how[i] = b.samplings[s * b.most + b.counts[s]];
         }
     }
 
@@ -70,35 +70,35 @@ template <class T> class Generation {
                 for (int64_t i = first; i < end; i++) rms(b.x + i * D, b.last_norm, b.x + i * D, D, m.eps);
                 return;
             }
-            const int64_t B = drawing.size();
+            const int64_t B = sampling_rows.size();
             const auto [first, end] = layers.share(B, thread);
             for (int64_t i = first; i < end; i++)
-                rms(&x[(batch.starts[drawing[i] + 1] - 1) * D], b.last_norm, &last[i * depth<T>(D)], D, m.eps);
+                rms(&x[(batch.starts[sampling_rows[i] + 1] - 1) * D], b.last_norm, &last[i * depth<T>(D)], D, m.eps);
             layers.barrier.wait();
             const auto part = layers.part(false, thread, B, panels(b.vocab));
             layers.template product<false>(part, last.data(), D, b.head, b.vocab, logits.data(), b.vocab);
             layers.barrier.wait();
-            shenhong_draw(&logits[first * b.vocab], b.vocab, b.vocab, &how[first], &drawn[first], end - first, 1);
+            shenhong_sample(&logits[first * b.vocab], b.vocab, b.vocab, &how[first], &sampled[first], end - first, 1);
             layers.barrier.wait();
             if (thread == 0) go_on();
             layers.barrier.wait();
-            if (drawing.empty()) return;
+            if (sampling_rows.empty()) return;
         }
     }
 
-    // Takes the drawn tokens over; the next batch is one token of every sequence that is not at its end.
+    // Takes the sampled tokens over; the next batch is one token of every sequence that is not at its end.
     void go_on() {
         Flat next;
         next.starts = {0};
         std::vector<int64_t> fed;
-        for (size_t i = 0; i < drawing.size(); i++) {
-            const int32_t s = batch.sequences[drawing[i]];
-            const int64_t token = drawn[i], *stops = b.stops + b.stop_starts[s], *end = b.stops + b.stop_starts[s + 1];
+        for (size_t i = 0; i < sampling_rows.size(); i++) {
+            const int32_t s = batch.sequences[sampling_rows[i]];
+            const int64_t token = sampled[i], *stops = b.stops + b.stop_starts[s], *end = b.stops + b.stop_starts[s + 1];
             b.written[s * b.most + b.counts[s]++] = token;
             if (token < 0 || b.counts[s] == b.room[s] || std::find(stops, end, token) != end) continue;
             next.sequences.push_back(s);
             next.starts.push_back(int64_t(next.sequences.size()));
-            next.positions.push_back(batch.positions[batch.starts[drawing[i] + 1] - 1] + 1);
+            next.positions.push_back(batch.positions[batch.starts[sampling_rows[i] + 1] - 1] + 1);
             fed.push_back(token);
         }
         tokens = std::move(fed), batch = std::move(next);

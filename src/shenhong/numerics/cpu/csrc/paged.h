@@ -3,7 +3,7 @@
 // Legend: N tokens, S sequences, D hidden, H heads, R latent rank, n nope dims, r rope dims, v value dims, e = R + r,
 // G groups of heads with one key (latent attention: 1), J heads of a group, d width of a query, E experts.
 #pragma once
-#include "draw.h"
+#include "sampling.h"
 #include "panels.h"
 #include "team.h"
 
@@ -47,7 +47,7 @@ struct DecodeBatch {
     const void* head;             // packed [V, D]
     int64_t vocab, most;          // most: K, the largest room
     const int32_t* room;          // [S] tokens to write; 0 while the prompt goes on
-    const Draw* draws;            // [S, K]
+    const Sampling* samplings;            // [S, K]
     const int64_t* stops;         // tokens that end sequence s: stops[stop_starts[s]] .. stops[stop_starts[s + 1] - 1]
     const int32_t* stop_starts;   // [S + 1]
     int64_t* written;             // [S, K], out: its tokens, the last perhaps a stop, or -1 where logits are no numbers

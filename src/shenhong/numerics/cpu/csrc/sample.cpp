@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "common.h"
-#include "draw.h"
+#include "sampling.h"
 
 constexpr int64_t BLOCK = 64;  // candidates of a partial sum
 
@@ -49,7 +49,7 @@ struct Row {
         return last;  // rounding
     }
 
-    int64_t draw(const float* logits, int64_t vocab, const Draw& how) {
+    int64_t sample(const float* logits, int64_t vocab, const Sampling& how) {
         vf top = splat(-INFINITY);
         vi odd{};
         for (int64_t i = 0; i < vocab; i += W) {
@@ -121,10 +121,10 @@ struct Row {
     }
 };
 
-EXPORT void shenhong_draw(const float* logits, int64_t stride, int64_t vocab, const Draw* how, int64_t* chosen,
+EXPORT void shenhong_sample(const float* logits, int64_t stride, int64_t vocab, const Sampling* how, int64_t* chosen,
                           int64_t rows, int threads) {
     parallel_rows(rows, threads, [&](int64_t begin, int64_t end, int) {
         Row row;
-        for (int64_t n = begin; n < end; n++) chosen[n] = row.draw(logits + n * stride, vocab, how[n]);
+        for (int64_t n = begin; n < end; n++) chosen[n] = row.sample(logits + n * stride, vocab, how[n]);
     });
 }

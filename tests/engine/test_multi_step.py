@@ -8,12 +8,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from shenhong.engine import Engine, EngineSettings, Request, Sampling, ahead
+from shenhong.engine import Engine, EngineSettings, Request, Sampling, multi_step
 from shenhong.engine.cache import lay_out
-from shenhong.engine.sampler import draw, draws
+from shenhong.engine.sampler import sample, samplings
 from shenhong.model import PreparedDecoder
 from shenhong.numerics import kernels_in_use
-from shenhong.numerics.cpu.decode import DRAW, Writing
+from shenhong.numerics.cpu.decode import SAMPLING, Writing
 from tests.engine.test_engine import make, make_prompts
 from tests.engine.test_requests import assert_nothing_is_held, run, some_requests
 from tests.model.random_configs import random_config, random_decoder
@@ -36,10 +36,10 @@ def hurried(decoder, *how):
     """An engine that believes a step takes no time, so that every call writes all it may."""
     engine = Engine(decoder, settings=EngineSettings(*how))
 
-    class Fast(type(engine.writer)):
+    class Fast(type(engine.multi_step)):
         pace = property(lambda self: 1e-9, lambda self, seconds: None)
 
-    engine.writer.__class__ = Fast
+    engine.multi_step.__class__ = Fast
     return engine
 
 
@@ -52,13 +52,13 @@ def hurried(decoder, *how):
 )
 @settings(max_examples=40, deadline=None)
 def test_one_call_writes_what_many_would(seed, dtype, gqa, room, how):
-    """Against forward, logits and draw, token by token, each sequence on its own: equal to the bit."""
+    """Against forward, logits and sample, token by token, each sequence on its own: equal to the bit."""
     decoder = random_decoder(random_config(seed, **(GROUPED if gqa else {})), seed)
     model = PreparedDecoder(decoder, dtype)
     assume(model.fused)  # PyTorch serves where the two differ, as once in a thousand
     prompts = make_prompts(decoder, seed, len(room), longest=20)
     points = torch.rand(len(room), 9, generator=torch.Generator().manual_seed(seed))
-    rows = np.stack([draws(how, own) for own in points])
+    rows = np.stack([samplings(how, own) for own in points])
     stop, pages = int(points[0, 0] * 50), range(4 * len(room))
 
     def pools():
@@ -73,7 +73,9 @@ def test_one_call_writes_what_many_would(seed, dtype, gqa, room, how):
         while len(written) < count and not {stop, 60} & set(written):
             states = model.forward(lay_out([laid(number, tokens, first)]), own)
             first += len(tokens)
-            tokens = draw(model.logits(states[-1:]), rows[number, len(written) : len(written) + 1])
+            tokens = sample(
+                model.logits(states[-1:]), rows[number, len(written) : len(written) + 1]
+            )
             written += tokens
         want.append(written)
     batch = lay_out(laid(number, prompt) for number, prompt in enumerate(prompts))
@@ -95,7 +97,7 @@ def test_threads_do_not_matter(seed, dtype, gqa, longest):
     assume(model.fused)
     prompts = make_prompts(decoder, seed, 40, longest=longest)
     room, points = np.full(40, 12, np.int32), torch.rand(40, 12)
-    rows = np.stack([draws(Sampling(1.0), own) for own in points])
+    rows = np.stack([samplings(Sampling(1.0), own) for own in points])
     batch = lay_out(
         (prompt, 0, list(range(8 * number, 8 * number + 8)))
         for number, prompt in enumerate(prompts)
@@ -118,7 +120,7 @@ def test_texts_do_not_depend_on_how_far_ahead_they_are_written(how, monkeypatch)
         for r in some_requests(DECODER, 8, 14)
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(ahead, "STEPS", 1)
+        patch.setattr(multi_step, "STEPS", 1)
         want = run(hurried(DECODER, *how), requests)
     engine = hurried(DECODER, *how)
     assert run(engine, requests) == want
@@ -131,7 +133,7 @@ def test_many_tokens_come_at_once_and_steps_stay_short():
     sizes = [len(event.tokens) for _ in iter(lambda: engine.busy, False) for event in engine.step()]
     assert sizes == [1, 32, 7]
     slow = Engine(DECODER)
-    slow.writer.pace = ahead.SECONDS / 2.5
+    slow.multi_step.pace = multi_step.SECONDS / 2.5
     slow.submit(Request((3, 4, 5), 9, Sampling(), stop_tokens=()))
     assert [len(slow.step()[0].tokens) for _ in range(2)] == [1, 2]
 
@@ -188,9 +190,9 @@ def test_a_page_before_what_is_no_number_stays_sound():
 
 
 def test_limits_beyond_the_kernels_numbers_are_as_good_as_none():
-    rows = draws(Sampling(1e300, top_k=2**40), torch.zeros(1))
+    rows = samplings(Sampling(1e300, top_k=2**40), torch.zeros(1))
     assert rows["top_k"][0] == 2**31 - 1 and np.isfinite(rows["temperature"][0])
 
 
 def test_the_record_is_the_kernels():
-    assert DRAW.itemsize == 24 and DRAW.fields["uniform"][1] == 16
+    assert SAMPLING.itemsize == 24 and SAMPLING.fields["uniform"][1] == 16

@@ -1,13 +1,13 @@
-// How a token is drawn from its row of logits: what sample.cpp is told, by itself or from within generation.
+// How a token is sampled from its row of logits: what sample.cpp is told, by itself or from within generation.
 #pragma once
 #include <cstdint>
 
-struct Draw {
+struct Sampling {
     float temperature, top_p, min_p;
     int32_t top_k;  // 0: no limit
     double uniform;
 };
 
 // chosen[n]: a token, or -1 where a logit is no number or none is finite.
-extern "C" void shenhong_draw(const float* logits, int64_t stride, int64_t vocab, const Draw* how, int64_t* chosen,
+extern "C" void shenhong_sample(const float* logits, int64_t stride, int64_t vocab, const Sampling* how, int64_t* chosen,
                               int64_t rows, int threads);
