@@ -30,8 +30,9 @@ from torch import Tensor
 
 from shenhong.engine import Sampling
 from shenhong.export import load_model, save_gguf
+from shenhong.llm import LLM
 from shenhong.model import Decoder
-from shenhong.models import folder_of, open_writer
+from shenhong.models import folder_of
 from shenhong.numerics import documents
 from shenhong.tokenizer import Tokenizer
 
@@ -152,12 +153,12 @@ def tokenized_otherwise(path: str | Path, tokenizer: Tokenizer, strings: int) ->
 def measure(run: Path, prompts: int = 50, strings: int = 5000) -> dict[str, Any]:
     """Prints the table of a finished run with its corpus, and returns its numbers."""
     folder = folder_of(run)
-    writer, decoder = open_writer(folder), load_model(folder)
-    tokenizer = writer.tokenizer
+    llm, decoder = LLM(folder), load_model(folder)
+    tokenizer = llm.tokenizer
     held_out = pq.read_table(run / "corpus" / "test.parquet").slice(0, prompts)
     asked = [tokenizer.encode_prompt(prompt) for prompt in held_out["prompt"].to_pylist()]
     texts = [[*tokenizer.encode(text), tokenizer.eos_id] for text in held_out["text"].to_pylist()]
-    done = writer.engine.generate(asked, 100, sampling=Sampling(temperature=0), seed=0)
+    done = llm.engine.generate(asked, 100, sampling=Sampling(temperature=0), seed=0)
     ours = [[token for token in one.tokens if token != tokenizer.eos_id] for one in done]
     full = perplexity(lambda tokens: our_logits(decoder, tokens), asked, texts)
     print(

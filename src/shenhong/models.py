@@ -1,16 +1,12 @@
-"""What a person calls MODEL, a run folder, a finished model folder or a GGUF file: find it, open it, describe it."""
+"""What a person calls MODEL, a run folder, a finished model folder or a GGUF file: find it, read it, describe it."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from shenhong.engine import Engine, Sampling
 from shenhong.errors import ModelError
 from shenhong.export import load_model, open_gguf
 from shenhong.export.gguf_model import gguf_config, load_gguf
@@ -23,29 +19,6 @@ from shenhong.model.hf_config import FAMILIES, model_type, read_config
 from shenhong.tokenizer import Tokenizer
 
 KEYS_SEEN = 64  # by a token on average, where a cost depends on it
-
-
-class Writer(NamedTuple):
-    """A model that writes, and the tokenizer it reads with."""
-
-    engine: Engine
-    tokenizer: Tokenizer
-
-    def answer(
-        self,
-        prompts: list[str],
-        max_tokens: int,
-        sampling: Sampling,
-        seed: int,
-        ask: Callable[[str], list[int]] | None = None,
-    ) -> list[str]:
-        """One answer a prompt, in order. ``ask``: the prompt's tokens, where not our own template makes them.
-
-        Error: RequestError.
-        """
-        ids = [(ask or self.tokenizer.encode_prompt)(prompt) for prompt in prompts]
-        done = self.engine.generate(ids, max_tokens, sampling=sampling, seed=seed)
-        return [self.tokenizer.decode(completion.tokens) for completion in done]
 
 
 class Source(NamedTuple):
@@ -89,13 +62,6 @@ def folder_of(path: Path) -> Path:
     raise ModelError(
         f"{path} {what}; give a run folder such as runs/poet, a model folder or a GGUF file"
     )
-
-
-def open_writer(path: Path, dtype: torch.dtype = torch.float32) -> Writer:
-    """Load a model for writing. float32 keeps a request's text independent of its batch."""
-    source = open_source(path)
-    engine = Engine(source.decoder(), source.tokenizer, dtype, take=True)
-    return Writer(engine, source.tokenizer)
 
 
 def facts(path: Path) -> dict[str, Any]:

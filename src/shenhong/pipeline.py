@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from shenhong import __version__
 from shenhong.errors import RecipeError, RunError, ShenhongError, UsageError
 from shenhong.parallel import Mesh, join, leave
-from shenhong.recipe import Recipe
+from shenhong.recipe import Recipe, parse
 from shenhong.runs.files import atomic_write
 from shenhong.runs.memory import give_back
 from shenhong.runs.run import Run
@@ -63,6 +64,34 @@ def run(
             opened.close()
         leave()
     return mesh.leads
+
+
+def train_recipe(
+    recipe: str | Path | dict[str, Any],
+    run_folder: str | Path | None = None,
+    changes: Sequence[str] = (),
+    until: str | None = None,
+) -> Path:
+    """Train as `shenhong train` does, and return the run's folder, which `LLM` opens.
+
+    ``recipe`` is a recipe file, a run folder to continue, or a recipe as a dictionary (its paths relative to where the
+    program runs); ``run_folder`` is runs/NAME by default; ``changes`` are like ``["train.steps=200"]``. What is done is
+    not done again, and a stop goes on where it was. Errors: ShenhongError.
+    """
+    if isinstance(recipe, dict):
+        if changes:
+            raise RecipeError("changes go with a recipe file; change the dictionary")
+        resolved = parse(copy.deepcopy(recipe), "the recipe")
+    elif Path(recipe).is_dir():
+        if changes or run_folder:
+            raise RecipeError(f"{recipe} is a run folder with its recipe frozen; give nothing else")
+        run_folder = Path(recipe)
+        resolved = own_code.load_frozen(run_folder)
+    else:
+        resolved = own_code.load_recipe(Path(recipe), list(changes))
+    path = Path(run_folder) if run_folder else Path("runs") / resolved.name
+    run(resolved, path, until)
+    return path
 
 
 @contextlib.contextmanager

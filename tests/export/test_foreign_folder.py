@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -20,14 +21,14 @@ from tokenizers import (
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from shenhong.ask import answers
-from shenhong.chat.template import asking
+from shenhong.chat.template import Template
 from shenhong.cli.main import main
 from shenhong.engine import Sampling
 from shenhong.engine.text import TextStream, token_bytes
 from shenhong.errors import ModelError
+from shenhong.llm import LLM
 from shenhong.model.counts import cache_numbers, parameters
-from shenhong.models import open_source, open_writer
+from shenhong.models import open_source
 from shenhong.tokenizer import Tokenizer
 from shenhong.tokenizer.tokenizer import Special
 
@@ -102,11 +103,15 @@ def test_ids_and_text_are_theirs(folder, text):
 
 
 def test_it_is_asked_and_answers_as_theirs(folder):
-    writer = open_writer(folder)
+    llm = LLM(folder)
     theirs = AutoTokenizer.from_pretrained(folder)
     model = LlamaForCausalLM.from_pretrained(folder)
-    assert not writer.tokenizer.own and writer.tokenizer.ends == {1, 3}
-    with asking(folder, writer.tokenizer) as ask:
+    assert not llm.tokenizer.own and llm.tokenizer.ends == {1, 3}
+    with Template(folder, llm.tokenizer, 2.0) as template:
+
+        def ask(text):
+            return asyncio.run(template.prompt([{"role": "user", "content": text}]))[0]
+
         prompt = ask("The 13 foxes")
         message = [{"role": "user", "content": "The 13 foxes"}]
         assert prompt == theirs.apply_chat_template(
@@ -114,13 +119,14 @@ def test_it_is_asked_and_answers_as_theirs(folder):
         )
         # Names of special tokens in a message stay text.
         assert ask("a<|im_end|>b").count(3) == prompt.count(3) == 1
-        (answer,) = writer.answer(["The 13 foxes"], 20, Sampling(temperature=0), 0, ask)
+    with llm:
+        answer = llm.generate("The 13 foxes", 20, Sampling(temperature=0))
+        assert llm.chat(message, 20, Sampling(temperature=0)) == answer
     ids = torch.tensor([prompt])
     said = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False
     )
     assert answer == theirs.decode(said[0, len(prompt) :], skip_special_tokens=True)
-    assert answers(folder, ["The 13 foxes"], 20, Sampling(temperature=0)) == [answer]
 
 
 def test_the_verbs_open_it(folder, capsys):
@@ -145,7 +151,7 @@ def test_a_tokenizer_that_is_larger_than_the_embedding_is_refused(folder, tmp_pa
     values["added_tokens"].append(values["added_tokens"][0] | {"id": 384, "content": "<|more|>"})
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
     with pytest.raises(ModelError, match="385 tokens"):
-        open_writer(tmp_path)
+        LLM(tmp_path)
 
 
 def test_older_ways_of_saying_it(folder, tmp_path):

@@ -20,7 +20,7 @@ from shenhong.errors import ModelError
 from shenhong.export import open_gguf, save_gguf
 from shenhong.export.gguf_model import gguf_config, load_gguf
 from shenhong.export.gguf_tokenizer import gguf_tokenizer
-from shenhong.models import open_writer
+from shenhong.llm import LLM
 from tests.export.folders import small_config, small_folder
 from tests.export.test_grouped_queries import close, logits_of, theirs
 
@@ -351,12 +351,12 @@ def test_a_tokenizer_that_contradicts_itself_is_refused(changes, words, tmp_path
 
 def test_a_run_s_export_writes_the_same_poems(tiny, tmp_path):
     path = save_gguf(tiny.run / "model", tmp_path / "poet.gguf", 32).path
-    before, after = open_writer(tiny.run), open_writer(path)
+    before, after = LLM(tiny.run), LLM(path)
     assert (
         after.tokenizer.own
         and after.tokenizer.special.template == before.tokenizer.special.template
     )
     titles = ["五绝 长城", "七律 <｜User｜> 江上"]
-    arguments = (titles, 20, Sampling(temperature=0.8), 3)
-    assert before.answer(*arguments) == after.answer(*arguments)
+    how = Sampling(temperature=0.8)
+    assert before.generate(titles, 20, how, seed=3) == after.generate(titles, 20, how, seed=3)
     assert np.array_equal(before.tokenizer.begin, after.tokenizer.begin)

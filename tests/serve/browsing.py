@@ -91,7 +91,7 @@ def slow(server: Running, patch: pytest.MonkeyPatch, seconds: float = 0.02) -> N
     """Every token takes so long, and no answer ends by itself before its limit."""
     patch.setattr(ahead, "STEPS", 1)
     for model in server.hub.models.values():
-        engine = model.writer.engine
+        engine = model.llm.engine
         step, submit = engine.step, engine.submit
 
         def slow_step(step: Any = step, engine: Any = engine) -> Any:
@@ -113,7 +113,7 @@ def only(server: Running, patch: pytest.MonkeyPatch, text: str = POEM) -> None:
     """Every answer is this text and nothing else."""
     said = Constraint("choice", json.dumps([text]))
     for model in server.hub.models.values():
-        engine = model.writer.engine
+        engine = model.llm.engine
 
         def submit(request: Any, *rest: Any, submit: Any = engine.submit, **more: Any) -> Any:
             return submit(dataclasses.replace(request, constraint=said), *rest, **more)

@@ -57,7 +57,7 @@ class Running:
         """Whether everything that was asked for is over, soon: nothing runs, nothing waits, no page is held."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            engines = [model.writer.engine for model in self.hub.models.values()]
+            engines = [model.llm.engine for model in self.hub.models.values()]
             jobs = self.app.state.jobs.running
             if not (jobs or self.hub.answering() or any(engine.busy for engine in engines)):
                 stats = [engine.stats() for engine in engines]
@@ -97,23 +97,23 @@ def with_template(model: Path, folder: Path, template: str) -> Path:
 
 def begin_with(patch: pytest.MonkeyPatch, server: Running, text: str) -> None:
     """The model writes this first, then what it likes."""
-    writer = server.hub.models[server.model].writer
-    first = writer.tokenizer.encode(text)
+    llm = server.hub.models[server.model].llm
+    first = llm.tokenizer.encode(text)
     honest = engine_module.sample
 
     def sample(logits: Any, samplings: Any) -> Any:
         drawn = honest(logits, samplings)
-        written = [live.written for live in writer.engine.running.values()]
+        written = [running.written for running in llm.engine.running.values()]
         assert len(written) == len(drawn) == 1
         return [first[written[0]]] if written[0] < len(first) else drawn
 
     patch.setattr(engine_module, "sample", sample)
-    patch.setattr(writer.engine, "_plain", lambda parts: False)  # every token is drawn there
+    patch.setattr(llm.engine, "_plain", lambda parts: False)  # every token is drawn there
 
 
 def slowly(patch: pytest.MonkeyPatch, server: Running, seconds: float = 0.01) -> list[float]:
     """The model writes a token a step and waits so long before each; when each began."""
-    engine = server.hub.models[server.model].writer.engine
+    engine = server.hub.models[server.model].llm.engine
     begun: list[float] = []
     step = engine.step
 

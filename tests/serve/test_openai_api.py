@@ -11,7 +11,7 @@ import pytest
 from openai import OpenAI
 
 from shenhong.engine import Sampling
-from shenhong.models import open_writer
+from shenhong.llm import LLM
 from tests.conftest import Tiny
 from tests.serve.running import Running, begin_with
 
@@ -54,11 +54,11 @@ def test_a_stream_says_the_same_as_a_whole_answer(client: OpenAI, served: Runnin
 
 def test_answers_are_those_of_the_command_line(served: Running, client: OpenAI, tiny: Tiny) -> None:
     """generate --n 2 --seed 7 and n=2, seed=7 draw the same."""
-    writer = open_writer(tiny.run)
+    llm = LLM(tiny.run)
     from_here = client.chat.completions.create(
         model=served.model, messages=ASKED, max_tokens=12, seed=7, n=2, temperature=0.9
     )
-    alone = writer.answer(["五绝 长城"] * 2, 12, Sampling(temperature=0.9), 7)
+    alone = llm.generate(["五绝 长城"] * 2, 12, Sampling(temperature=0.9), seed=7)
     assert [choice.message.content for choice in from_here.choices] == alone
 
 
@@ -179,7 +179,7 @@ def test_responses_keep_thinking_apart(
     assert (thought.type, message.type) == ("reasoning", "message")
     assert thought.content[0].text == "山水" and thought.status == "completed"
     assert response.output_text == message.content[0].text and "think" not in response.output_text
-    tokens = len(thinking.hub.models[thinking.model].writer.tokenizer.encode("山水</think>"))
+    tokens = len(thinking.hub.models[thinking.model].llm.tokenizer.encode("山水</think>"))
     assert response.usage.output_tokens_details.reasoning_tokens == tokens
     assert response.usage.output_tokens > tokens
 
@@ -190,7 +190,7 @@ def test_tokens_of_thinking_are_counted_in_chats(
     plain = served.chat().json()["usage"]
     assert plain["completion_tokens_details"] == {"reasoning_tokens": 0}
     begin_with(monkeypatch, thinking, "山水</think>")
-    wanted = len(thinking.hub.models[thinking.model].writer.tokenizer.encode("山水</think>"))
+    wanted = len(thinking.hub.models[thinking.model].llm.tokenizer.encode("山水</think>"))
     client = thinking.openai()
     ask: Any = {"model": thinking.model, "messages": ASKED, "max_tokens": 24, "temperature": 0}
     whole = client.chat.completions.create(**ask).usage
@@ -247,7 +247,7 @@ def test_tokens_there_and_back(served: Running) -> None:
     assert back == {"prompt": text}
     message = {"messages": [{"role": "user", "content": "长城"}]}
     chat = served.http.post("/tokenize", json=message).json()["tokens"]
-    assert chat == served.hub.models[served.model].writer.tokenizer.encode_prompt("长城")
+    assert chat == served.hub.models[served.model].llm.tokenizer.encode_prompt("长城")
 
 
 # ------------------------------------------------------------------------ what is refused

@@ -188,7 +188,7 @@ def test_a_long_answer_outlives_the_time_of_a_head(
 ) -> None:
     limits = replace(FREE, slow_head_seconds=0.2)
     with running(tiny.run, tmp_path, limits=limits) as server:
-        engine = server.hub.models[server.model].writer.engine
+        engine = server.hub.models[server.model].llm.engine
         step = engine.step
 
         def slowly() -> Any:
@@ -206,7 +206,7 @@ def test_an_engine_that_fails_tells_and_goes_on(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(tiny.run, tmp_path) as server:
-        engine = server.hub.models[server.model].writer.engine
+        engine = server.hub.models[server.model].llm.engine
         step, broken = engine.step, threading.Event()
 
         def sometimes() -> Any:

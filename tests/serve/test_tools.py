@@ -401,7 +401,7 @@ def test_a_forced_call_may_be_thought_about(client: OpenAI, handy: Running) -> N
         ChatRequest.model_validate({"model": "x", "messages": ASKED, "tool_choice": "required"}),
         True,
     )
-    engine = handy.hub.models["thinks"].writer.engine
+    engine = handy.hub.models["thinks"].llm.engine
     call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
     for text, fits in (
         (f"so <tool_call> 好\n</think>\n\n{call}", True),
@@ -409,7 +409,7 @@ def test_a_forced_call_may_be_thought_about(client: OpenAI, handy: Running) -> N
         (call, False),
         (f"</think>hi{call}", False),
     ):
-        tokenizer = handy.hub.models["thinks"].writer.tokenizer
+        tokenizer = handy.hub.models["thinks"].llm.tokenizer
         matcher = Grammars(tokenizer, engine.bytes_of or []).matcher(found)
         for token in tokenizer.encode(text):
             if not matcher.mask()[token]:

@@ -15,8 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -239,10 +238,3 @@ class Template:
                 "template",
             )
         return result["text"]
-
-
-@contextmanager
-def asking(model: Path, tokenizer: Tokenizer) -> Iterator[Callable[[str], list[int]]]:
-    """What makes the prompt of one message, for callers that serve nobody. Errors: ServeError, RequestError."""
-    with Template(model, tokenizer, SECONDS) as template:
-        yield lambda text: asyncio.run(template.prompt([{"role": "user", "content": text}]))[0]

@@ -376,7 +376,7 @@ def _print_json(value: Any) -> None:
 
 def quickstart(options: argparse.Namespace) -> None:
     from shenhong import pipeline
-    from shenhong.ask import answers
+    from shenhong.llm import LLM
     from shenhong.recipe import load
     from shenhong.stages.describe import summary
 
@@ -387,7 +387,7 @@ def quickstart(options: argparse.Namespace) -> None:
     if not pipeline.run(load(pipeline.bundled(POET), changes), run_path, started=options.started):
         return
     titles = ["七绝 长城", "五绝 春夜", "七律 江上", "五律 明月"]
-    for title, poem in zip(titles, answers(run_path, titles), strict=True):
+    for title, poem in zip(titles, LLM(run_path).generate(titles), strict=True):
         print(f"\n{title}\n{poem}")
     print()
     print(summary(run_path))
@@ -463,18 +463,15 @@ def recipe(options: argparse.Namespace) -> None:
 
 
 def generate(options: argparse.Namespace) -> None:
-    from shenhong import ask
     from shenhong.engine import Sampling
+    from shenhong.llm import LLM
 
     prompt = _composed(options)
-    answers = ask.answers(
-        options.model,
-        [prompt] * options.n,
-        options.max_tokens,
-        Sampling(options.temperature, options.top_k, options.top_p),
-        options.seed,
-        options.plain,
-    )
+    sampling = Sampling(options.temperature, options.top_k, options.top_p)
+    with LLM(options.model) as llm:
+        prompts = [prompt] * options.n
+        seed, plain = options.seed, options.plain
+        answers = llm.generate(prompts, options.max_tokens, sampling, seed=seed, plain=plain)
     if options.json:
         _print_json({"prompt": prompt, "answers": answers})
     else:

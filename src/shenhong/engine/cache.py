@@ -61,6 +61,13 @@ class Pages:
         if name not in self.page_of and page not in self.name_of:
             self.page_of[name], self.name_of[page] = page, name
 
+    def forget(self) -> None:
+        """No page holds a text that can be used again: what computed them has changed."""
+        self.blank += self.idle
+        self.idle.clear()
+        self.name_of.clear()
+        self.page_of.clear()
+
     def release(self, page: int) -> None:
         self.holders[page] -= 1
         assert self.holders[page] >= 0

@@ -37,7 +37,7 @@ from shenhong.engine.scheduler import Part, Scheduler, Sequence
 from shenhong.engine.speculate import Drafter, DraftReport, Followed
 from shenhong.engine.structured import Grammars, Matcher
 from shenhong.engine.text import TextStream, token_bytes
-from shenhong.errors import RequestError
+from shenhong.errors import ModelError, RequestError
 from shenhong.model import Decoder, PreparedDecoder
 from shenhong.tokenizer import Tokenizer
 
@@ -157,6 +157,58 @@ class Engine:
             drafted=self.drafter.drafted if self.drafter else 0,
             accepted=self.drafter.accepted if self.drafter else 0,
         )
+
+    # ---------------------------------------------------------------- weights and states
+
+    def reload(self, decoder: Decoder) -> None:
+        """Takes over the weights of another decoder of the same shape, as they are now; later changes do not reach it.
+
+        From here on texts are those of a fresh engine of these weights, to the bit; what the cache held of the old ones
+        is forgotten. Errors: RequestError while requests are under way; ModelError for another shape.
+        """
+        if self.running:
+            raise RequestError(
+                f"{len(self.running)} requests are under way; finish or cancel them before new weights are taken over"
+            )
+        if decoder.config != self.config:
+            raise ModelError("the new weights are of another shape than the engine's model")
+        self.model = self.multi_step.model = PreparedDecoder(decoder, self.model.dtype)
+        if self.drafter:
+            self.drafter.model = self.model
+        self.pages.forget()
+
+    def states(self, tokens: abc.Sequence[int]) -> Tensor:
+        """[T, D] final states behind each token of a text, which do not depend on anything else that is asked.
+
+        Errors: RequestError for an impossible text, or where those under way leave it no room.
+        """
+        self._validate(Request(tuple(tokens), 1), "the text")
+        sequence = Sequence(0, list(tokens), shareable=False)
+        if not self.scheduler.allocate(sequence, len(tokens)):
+            raise RequestError("the requests under way leave no room in the cache; ask again later")
+        found = []
+        try:
+            while sequence.pending:
+                part = Part(sequence, min(self.settings.step_tokens, sequence.pending), 0)
+                found.append(self.model.forward(lay_out([part.laid]), self.pools))
+                sequence.computed += part.length
+        finally:
+            self.scheduler.release(sequence)
+        return torch.cat(found)
+
+    def score(self, tokens: abc.Sequence[int], first: int = 1) -> list[float]:
+        """Log-probability (nats) of each token from number ``first`` on, given those before it. Errors: RequestError."""
+        states_TD = self.states(tokens)[first - 1 : -1]
+        following = torch.tensor(tokens[first:])
+        found: list[float] = []
+        for states, wanted in zip(
+            states_TD.split(self.settings.step_tokens),
+            following.split(self.settings.step_tokens),
+            strict=True,
+        ):
+            logprobs_NV = self.model.logits(states).log_softmax(dim=1)
+            found += logprobs_NV.gather(1, wanted[:, None]).squeeze(1).tolist()
+        return found
 
     # ---------------------------------------------------------------- a step
 
@@ -402,7 +454,7 @@ class Engine:
         for number, request in enumerate(requests):
             self._validate(request, f"prompt {number}")
         done = []
-        for events in self._follow(requests):
+        for events in self.run(requests):
             last = events[-1]
             if last.finish not in ("stop", "length"):
                 raise RequestError(f"generation failed: {last.error or last.finish}")
@@ -410,8 +462,8 @@ class Engine:
             done.append(Completion(tokens, "stop" if last.finish == "stop" else "length"))
         return done
 
-    def _follow(self, requests: list[Request]) -> list[list[Event]]:
-        """All events of each request, run to their ends."""
+    def run(self, requests: abc.Sequence[Request]) -> list[list[Event]]:
+        """All events of each request, run to their ends. ``RequestError`` for an impossible one."""
         ids = [self.submit(request) for request in requests]
         self.inboxes |= {id: [] for id in ids}
         try:
@@ -438,17 +490,21 @@ class Engine:
     ) -> abc.Iterator[int]:
         """The tokens of one completion as they are written; equal to ``generate([prompt], seed=[seed])``."""
         stops = None if stop is None else tuple(stop)
-        id = self.submit(Request(tuple(prompt), max_new_tokens, sampling, seed, stops))
+        for event in self.follow(Request(tuple(prompt), max_new_tokens, sampling, seed, stops)):
+            if event.finish == "error":
+                raise RequestError(f"generation failed: {event.error}")
+            yield from event.tokens
+
+    def follow(self, request: Request) -> abc.Iterator[Event]:
+        """The events of one request as they come. ``RequestError`` for an impossible one."""
+        id = self.submit(request)
         inbox = self.inboxes[id] = []
         try:
             while id in self.running or inbox:
                 if not inbox:
                     self.pending += self._advance()
                 while inbox:
-                    event = inbox.pop(0)
-                    if event.finish == "error":
-                        raise RequestError(f"generation failed: {event.error}")
-                    yield from event.tokens
+                    yield inbox.pop(0)
         finally:
             self._forget([id])
 

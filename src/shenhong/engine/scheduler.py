@@ -78,9 +78,10 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """Ends a sequence; its pages are free at once."""
         (self.running if sequence in self.running else self.waiting).remove(sequence)
-        self._drop(sequence)
+        self.release(sequence)
 
-    def _drop(self, sequence: Sequence) -> None:
+    def release(self, sequence: Sequence) -> None:
+        """Gives its pages back; what it held has to be computed again."""
         for page in reversed(sequence.table):
             self.pages.release(page)
         sequence.table, sequence.names, sequence.drafts = [], [], []
@@ -119,7 +120,7 @@ class Scheduler:
             count = min(sequence.pending, budget)
             # A page for each that runs: who is let in shall not have to leave at once.
             if not self.allocate(sequence, count) or self.pages.free < len(self.running):
-                self._drop(sequence)
+                self.release(sequence)
                 break
             self._start(sequence)
             parts[sequence.id] = Part(sequence, count, 0)
@@ -186,6 +187,6 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self._drop(sequence)
+        self.release(sequence)
         self.add(sequence)
         self.preemptions += 1

@@ -17,7 +17,8 @@ from shenhong import domains
 from shenhong.chat.template import Template
 from shenhong.domains.base import Domain
 from shenhong.engine import Sampling
-from shenhong.models import Writer, facts, folder_of, is_gguf, open_writer
+from shenhong.llm import LLM
+from shenhong.models import facts, folder_of, is_gguf
 from shenhong.serve.engine_thread import EngineThread
 from shenhong.serve.http.faults import Fault
 from shenhong.serve.http.guard import Keys
@@ -35,7 +36,7 @@ class Served:
     """One model. `thread` is there while the server runs."""
 
     id: str
-    writer: Writer
+    llm: LLM
     template: Template
     facts: dict[str, Any]
     domain: Domain
@@ -46,7 +47,7 @@ class Served:
 
     @property
     def context(self) -> int:
-        return self.writer.engine.config.max_position_embeddings
+        return self.llm.engine.config.max_position_embeddings
 
 
 def open_models(paths: list[Path], dtype: torch.dtype, settings: Settings) -> dict[str, Served]:
@@ -61,14 +62,14 @@ def open_models(paths: list[Path], dtype: torch.dtype, settings: Settings) -> di
             while name in found:
                 number += 1
                 name = f"{plain}-{number}"
-            writer = open_writer(path, dtype)
-            template = Template(folder, writer.tokenizer, settings.limits.template_seconds)
-            bytes_of = writer.engine.bytes_of or []
+            llm = LLM(path, dtype)
+            template = Template(folder, llm.tokenizer, settings.limits.template_seconds)
+            bytes_of = llm.engine.bytes_of or []
             for token, mark in template.marks.items():  # shown, so that calls can be read
                 bytes_of[token] = mark.encode()
             found[name] = Served(
                 id=name,
-                writer=writer,
+                llm=llm,
                 template=template,
                 facts=facts(path),
                 domain=domains.of_run(run),
@@ -105,7 +106,7 @@ class Hub:
     async def start(self) -> None:
         self.stopped = asyncio.Event()  # streams that never end listen to it
         for model in self.models.values():
-            model.thread = EngineThread(model.writer.engine, model.id, self.limits.max_queue)
+            model.thread = EngineThread(model.llm.engine, model.id, self.limits.max_queue)
         await self.stored(self.store.recover)
 
     async def stop(self) -> None:

@@ -111,13 +111,13 @@ class Server(uvicorn.Server):
 
 def _set_draft(model: Served, depth: int | None) -> None:
     """How far the model's own multi-token-prediction layer guesses ahead, if it has one."""
-    engine = model.writer.engine
+    engine = model.llm.engine
     if engine.drafter is None:
         return
     if depth is not None:
         engine.drafter.depth = depth
         return
-    prompt = model.writer.tokenizer.encode_prompt("")
+    prompt = model.llm.tokenizer.encode_prompt("")
     engine.calibrate(prompt, min(DRAFT_TOKENS, model.context - len(prompt)), DEEPEST_DRAFT)
 
 

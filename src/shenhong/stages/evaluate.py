@@ -34,7 +34,7 @@ def measure(recipe: Recipe, last: Step, run: Run, say: Callable[[str], None]) ->
     from shenhong.evaluate.evaluate import evaluate
     from shenhong.evaluate.metrics import ScoredText
     from shenhong.export import load_model
-    from shenhong.models import open_writer
+    from shenhong.llm import LLM
     from shenhong.train import budget
     from shenhong.train.data import Rows, seen_rows
     from shenhong.train.trainer import score_rows
@@ -42,8 +42,8 @@ def measure(recipe: Recipe, last: Step, run: Run, say: Callable[[str], None]) ->
     step = last.measured_on
     assert isinstance(step, Pretrain)
     dtype = budget.apply(run.manifest["machine"])
-    writer = open_writer(run.path)
-    tokenizer = writer.tokenizer
+    llm = LLM(run.path)
+    tokenizer = llm.tokenizer
     ids = (tokenizer.bos_id, tokenizer.pad_id)
     tokens = run.path / step.folder / "tokens"
     test = Rows(tokens / "test.safetensors", *ids)
@@ -57,7 +57,10 @@ def measure(recipe: Recipe, last: Step, run: Run, say: Callable[[str], None]) ->
         run.path / step.corpus_folder,
         step.domain,
         scored,
-        lambda prompts: writer.answer(prompts, LONGEST_ANSWER, sampling, recipe.seed),
+        # A model that came with a template of its own went on with bare text here, and is asked for that.
+        lambda prompts: llm.generate(
+            prompts, LONGEST_ANSWER, sampling, seed=recipe.seed, plain=not tokenizer.own
+        ),
         tokenizer.backend.decode_batch(train.answers(seen)),
         recipe.evaluate,
         recipe.seed,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -37,7 +38,10 @@ class Stop:
 
     def __enter__(self) -> Stop:
         self.wanted = False
-        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        # Only the main thread may listen; another is stopped by whoever started it.
+        main = threading.current_thread() is threading.main_thread()
+        asked = (signal.SIGINT, signal.SIGTERM) if main else ()
+        self.before = {s: signal.signal(s, self._note) for s in asked}
         return self
 
     def _note(self, *_: object) -> None:

@@ -293,7 +293,7 @@ async def _prompts(model: Served, body: CompletionRequest) -> list[list[int]]:
     """Text begins with the model's first token; tokens are taken as they are."""
     given = body.prompt
     several = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
-    tokenizer = model.writer.tokenizer
+    tokenizer = model.llm.tokenizer
     return [
         [*tokenizer.begin, *await asyncio.to_thread(tokenizer.encode, one)]
         if isinstance(one, str)
@@ -387,7 +387,7 @@ async def tokenize(request: Request, body: TokenizeRequest) -> Any:
     hub = hub_of(request)
     hub.meter.request(owner_of(request))
     model = hub.model(body.model)
-    tokenizer = model.writer.tokenizer
+    tokenizer = model.llm.tokenizer
     if body.messages is not None:
         messages = plain_messages(model, hub.limits, body.messages)
         tokens, _ = await model.template.prompt(messages, None, body.add_generation_prompt)
@@ -411,4 +411,4 @@ async def detokenize(request: Request, body: DetokenizeRequest) -> Any:
     for number, token in enumerate(body.tokens):
         if token >= len(model.bytes_of):
             raise bad(f"token {token} is outside of the vocabulary", f"tokens.{number}")
-    return {"prompt": model.writer.tokenizer.decode(body.tokens)}
+    return {"prompt": model.llm.tokenizer.decode(body.tokens)}

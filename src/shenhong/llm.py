@@ -1,0 +1,272 @@
+"""The library: open a model and write, chat, score and embed with it, in a line each.
+
+    from shenhong import LLM
+    poet = LLM("runs/poet")
+    print(poet.generate("七绝 长城"))
+
+Everything is what the engine promises: the same call with the same seed gives the same text, to the bit, whatever else
+is asked in the same call; a score or an embedding of a text depends on that text alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from shenhong import LONGEST_ANSWER
+from shenhong.chat.template import SECONDS, Template
+from shenhong.engine import Engine, EngineSettings, Event, Request, Sampling, request_seed
+from shenhong.errors import RequestError
+from shenhong.models import open_source
+
+Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+
+class Score(NamedTuple):
+    """How likely a model holds a text. Natural logarithms; a text of no tokens has the perplexity 1."""
+
+    tokens: list[int]  # the text's, without what stands before it
+    logprobs: list[float]  # of each token, given all before it
+
+    @property
+    def total(self) -> float:
+        return sum(self.logprobs)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(-self.total / len(self.logprobs)) if self.logprobs else 1.0
+
+
+class LLM:
+    """A model that writes: a run folder, a model folder or a GGUF file, opened. One thread at a time.
+
+    ``dtype``: what weights and cache are kept in. ``settings``: what the engine may use (cache, batch).
+    Errors: ModelError where there is no such model or it cannot be opened.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        dtype: torch.dtype = torch.float32,
+        settings: EngineSettings | None = None,
+    ) -> None:
+        source = open_source(Path(path))
+        self.path, self.tokenizer = source.path, source.tokenizer
+        decoder, settings = source.decoder(), settings or EngineSettings()
+        self.engine = Engine(decoder, source.tokenizer, dtype, settings, take=True)
+        self._template: Template | None = None
+
+    # ---------------------------------------------------------------- writing
+
+    @overload
+    def generate(
+        self,
+        prompts: str,
+        max_tokens: int = ...,
+        sampling: Sampling | None = ...,
+        *,
+        seed: int = ...,
+        stop: Sequence[str] = ...,
+        plain: bool = ...,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: list[str] | tuple[str, ...],
+        max_tokens: int = ...,
+        sampling: Sampling | None = ...,
+        *,
+        seed: int = ...,
+        stop: Sequence[str] = ...,
+        plain: bool = ...,
+    ) -> list[str]: ...
+
+    def generate(
+        self,
+        prompts: str | list[str] | tuple[str, ...],
+        max_tokens: int = LONGEST_ANSWER,
+        sampling: Sampling | None = None,
+        *,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        plain: bool = False,
+    ) -> str | list[str]:
+        """An answer to a prompt, or to each of several, in order.
+
+        A prompt is put to the model as it was taught to be asked: ours in its own way, another's as one user message of
+        its chat template. ``plain``: the bare text is continued instead. ``stop``: an answer ends before any of these
+        strings. Answer i of a call is drawn from ``request_seed(seed, i)``.
+        Errors: RequestError for what cannot be honoured, ServeError for a chat template that cannot be used.
+        """
+        one = isinstance(prompts, str)
+        listed = [prompts] if isinstance(prompts, str) else list(prompts)
+        ids = [self._prompt(prompt, plain) for prompt in listed]
+        found = self._write(ids, max_tokens, sampling, seed, stop)
+        return found[0] if one else found
+
+    def stream(
+        self,
+        prompt: str,
+        max_tokens: int = LONGEST_ANSWER,
+        sampling: Sampling | None = None,
+        *,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        plain: bool = False,
+    ) -> Iterator[str]:
+        """The answer of ``generate``, piece by piece as it is written; whole characters only. Errors: as there."""
+        request = self._request(self._prompt(prompt, plain), max_tokens, sampling, seed, stop)
+        tokens: list[int] = []
+        started = False
+        for event in self.engine.follow(request):
+            _sound(event)
+            tokens += event.tokens
+            if event.text:
+                yield event.text if started else self._from_start(event.text, tokens)
+                started = True
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int = LONGEST_ANSWER,
+        sampling: Sampling | None = None,
+        *,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """The assistant's next message in a conversation, through the model's own chat template. Errors: as `generate`."""
+        ids, _ = asyncio.run(self._opened().prompt(messages))
+        return self._write([ids], max_tokens, sampling, seed, stop)[0]
+
+    # ---------------------------------------------------------------- measuring
+
+    @overload
+    def score(self, texts: str, prompt: str | None = ...) -> Score: ...
+
+    @overload
+    def score(
+        self, texts: list[str] | tuple[str, ...], prompt: str | None = ...
+    ) -> list[Score]: ...
+
+    def score(
+        self, texts: str | list[str] | tuple[str, ...], prompt: str | None = None
+    ) -> Score | list[Score]:
+        """Log-probabilities of given texts, as documents or as answers to a prompt.
+
+        Where the model begins a document with no token of its own, the first token of a text without prompt has
+        nothing before it and is left out of the score. Errors: RequestError.
+        """
+        if isinstance(texts, str):
+            return self._score(texts, prompt)
+        return [self._score(text, prompt) for text in texts]
+
+    def _score(self, text: str, prompt: str | None) -> Score:
+        before = self.tokenizer.begin if prompt is None else self._prompt(prompt)
+        tokens = self.tokenizer.encode(text)
+        first = max(1, len(before))
+        whole = [*before, *tokens]
+        if len(whole) <= first:
+            return Score([], [])
+        return Score(whole[first:], self.engine.score(whole, first))
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """[N, D] float32: the mean of the final states of each text's tokens. Errors: RequestError."""
+        if isinstance(texts, str):
+            raise RequestError("embed takes a list of texts")
+        rows = [
+            self.engine.states([*self.tokenizer.begin, *self.tokenizer.encode(text)])
+            .float()
+            .mean(0)
+            for text in texts
+        ]
+        return torch.stack(rows) if rows else torch.empty(0, self.engine.config.hidden_size)
+
+    # ---------------------------------------------------------------- how it is done
+
+    def _prompt(self, text: str, plain: bool = False) -> list[int]:
+        """The tokens of a prompt, up to where its answer begins."""
+        tokenizer = self.tokenizer
+        if plain:
+            return [*tokenizer.begin, *tokenizer.encode(text)]
+        if tokenizer.own or tokenizer.special.template is None:
+            return tokenizer.encode_prompt(text)
+        return asyncio.run(self._opened().prompt([{"role": "user", "content": text}]))[0]
+
+    def _opened(self) -> Template:
+        if self._template is None:
+            self._template = Template(self.path, self.tokenizer, SECONDS)
+        return self._template
+
+    def _request(
+        self,
+        ids: list[int],
+        max_tokens: int,
+        sampling: Sampling | None,
+        seed: int,
+        stop: Sequence[str],
+        number: int = 0,
+    ) -> Request:
+        if isinstance(stop, str):
+            raise RequestError("stop takes a list of strings")
+        own = request_seed(seed, number)
+        return Request(tuple(ids), max_tokens, sampling or Sampling(), own, stop=tuple(stop))
+
+    def _write(
+        self,
+        prompts: list[list[int]],
+        max_tokens: int,
+        sampling: Sampling | None,
+        seed: int,
+        stop: Sequence[str],
+    ) -> list[str]:
+        requests = [
+            self._request(ids, max_tokens, sampling, seed, stop, number)
+            for number, ids in enumerate(prompts)
+        ]
+        answers = []
+        for events in self.engine.run(requests):
+            _sound(events[-1])
+            tokens = [token for event in events for token in event.tokens]
+            text = "".join(event.text for event in events)
+            answers.append(self._from_start(text, tokens))
+        return answers
+
+    def _from_start(self, text: str, tokens: list[int]) -> str:
+        """The start of an answer as its tokenizer decodes it: some write a space before the first word and mean none."""
+        spaced = text.startswith(" ") and not self.tokenizer.decode(tokens).startswith(" ")
+        return text[1:] if spaced else text
+
+    def close(self) -> None:
+        """End the process of the chat template, if one was started. The model may be used again."""
+        if self._template is not None:
+            self._template.close()
+            self._template = None
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_template", None) is not None:
+            self.close()
+
+
+def _sound(event: Event) -> None:
+    """Error: RequestError for an answer that failed."""
+    if event.finish in ("error", "cancelled"):
+        raise RequestError(f"generation failed: {event.error or event.finish}")

@@ -1,0 +1,212 @@
+"""The library: what it writes, scores and embeds is what the engine and transformers say, alone or among others."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import shenhong
+from shenhong import LLM, Sampling, train_recipe
+from shenhong.errors import ModelError, RecipeError, RequestError, ServeError
+from shenhong.runs.files import digest
+from tests.conftest import Tiny, state
+from tests.serve.running import with_template
+
+HOT = Sampling(temperature=0.9)
+TITLES = ["五绝 长城", "七绝 春夜", "江上"]
+
+
+@pytest.fixture(scope="module")
+def llm(tiny: Tiny) -> Any:
+    with LLM(tiny.run) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def theirs(tiny: Tiny) -> Any:
+    return AutoModelForCausalLM.from_pretrained(tiny.run / "model", dtype=torch.float32)
+
+
+def test_importing_it_loads_nothing_heavy() -> None:
+    code = "import sys, shenhong; print([n for n in ('torch', 'numpy', 'pydantic') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+    assert set(shenhong.__all__) <= {name for name in shenhong.__all__ if getattr(shenhong, name)}
+    with pytest.raises(AttributeError, match="no attribute 'open'"):
+        shenhong.open  # noqa: B018
+
+
+def test_an_answer_does_not_depend_on_the_others(llm: LLM) -> None:
+    together = llm.generate(TITLES, 30, HOT, seed=5)
+    assert (
+        llm.generate(TITLES, 30, HOT, seed=5) == together != llm.generate(TITLES, 30, HOT, seed=6)
+    )
+    assert llm.generate(TITLES[0], 30, HOT, seed=5) == together[0]
+    assert llm.generate([TITLES[0], "别的"], 30, HOT, seed=5)[0] == together[0]
+    assert llm.generate([]) == []
+
+
+def test_a_message_begins_an_answer_and_plain_text_is_gone_on_with(llm: LLM) -> None:
+    tokenizer = llm.tokenizer
+    message = tokenizer.encode_prompt("长城")
+    bare = [*tokenizer.begin, *tokenizer.encode("长城")]
+    assert len(message) > len(bare) > 0
+    wanted = []
+    for ids in (message, bare):
+        (done,) = llm.engine.generate([ids], 30, sampling=Sampling(), seed=0)
+        wanted.append(tokenizer.decode(done.tokens))
+    assert wanted[0] != wanted[1]
+    assert [llm.generate("长城", 30, plain=plain) for plain in (False, True)] == wanted
+
+
+def test_a_stream_is_the_answer_in_pieces(llm: LLM) -> None:
+    pieces = list(llm.stream("长城", 40, HOT, seed=3))
+    assert len(pieces) > 1 and all(pieces)
+    assert "".join(pieces) == llm.generate("长城", 40, HOT, seed=3)
+
+
+def test_a_stream_that_is_left_gives_its_place_up(llm: LLM) -> None:
+    stream = llm.stream("长城", 100, HOT)
+    next(stream)
+    stream.close()
+    assert not llm.engine.running and llm.engine.pages.free == llm.engine.pages.count
+
+
+def test_a_stop_string_ends_an_answer_before_it(llm: LLM) -> None:
+    whole = llm.generate("长城", 60, HOT, seed=4)
+    cut = whole[len(whole) // 2]
+    assert llm.generate("长城", 60, HOT, seed=4, stop=[cut]) == whole.partition(cut)[0]
+
+
+def test_a_chat_goes_through_the_template(llm: LLM, tiny: Tiny) -> None:
+    messages = [
+        {"role": "user", "content": "长城"},
+        {"role": "assistant", "content": "好"},
+        {"role": "user", "content": "再来"},
+    ]
+    ids = AutoTokenizer.from_pretrained(tiny.run / "model").apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
+    (done,) = llm.engine.generate([ids], 20, sampling=HOT, seed=[shenhong_seed(2)])
+    assert llm.chat(messages, 20, HOT, seed=2) == llm.tokenizer.decode(done.tokens)
+    one = [{"role": "user", "content": "长城"}]
+    assert llm.chat(one, 20, HOT, seed=2) == llm.generate("长城", 20, HOT, seed=2)
+
+
+def shenhong_seed(seed: int) -> int:
+    from shenhong.engine import request_seed
+
+    return request_seed(seed, 0)
+
+
+def test_a_template_that_refuses_is_one_line(tiny: Tiny, tmp_path: Path) -> None:
+    refusing = "{{ raise_exception('no') }}"
+    folder = with_template(tiny.run / "model", tmp_path / "refusing", refusing)
+    with LLM(folder) as llm, pytest.raises(RequestError, match="refuses these messages: no"):
+        llm.chat([{"role": "user", "content": "x"}])
+    folder = with_template(tiny.run / "model", tmp_path / "broken", "{% for %}")
+    with LLM(folder) as llm, pytest.raises(ServeError, match="chat_template"):
+        llm.chat([{"role": "user", "content": "x"}])
+
+
+def test_scores_are_those_of_transformers(llm: LLM, theirs: Any) -> None:
+    text = "白日依山尽，黄河入海流。"
+    for prompt in (None, "五绝 登鹳雀楼"):
+        score = llm.score(text, prompt)
+        before = llm.tokenizer.begin if prompt is None else llm.tokenizer.encode_prompt(prompt)
+        assert score.tokens == llm.tokenizer.encode(text)
+        ids = torch.tensor([[*before, *score.tokens]])
+        with torch.no_grad():
+            logits = theirs(ids).logits[0].log_softmax(-1)
+        wanted = [float(logits[len(before) + i - 1, t]) for i, t in enumerate(score.tokens)]
+        assert score.logprobs == pytest.approx(wanted, abs=2e-4)
+        assert score.total == pytest.approx(sum(wanted), abs=1e-3)
+        assert score.perplexity == pytest.approx(math.exp(-sum(wanted) / len(wanted)), rel=1e-3)
+    assert llm.score("") == ([], []) and llm.score("").perplexity == 1
+
+
+def test_a_score_does_not_depend_on_the_others(llm: LLM) -> None:
+    texts = ["白日依山尽。", "黄河入海流。欲穷千里目。", ""]
+    alone = [llm.score(text) for text in texts]
+    assert llm.score(texts) == alone
+    llm.generate(TITLES, 20, HOT)  # nor on what the cache holds
+    assert llm.score(texts[::-1]) == alone[::-1]
+    waiting = llm.stream("长城", 40, HOT)
+    next(waiting)
+    assert llm.score(texts) == alone
+    waiting.close()
+
+
+def test_embeddings_are_the_mean_of_the_last_states(llm: LLM, theirs: Any) -> None:
+    texts = ["白日依山尽，黄河入海流。", "欲穷"]
+    found = llm.embed(texts)
+    assert found.shape == (2, 32) and found.dtype == torch.float32
+    for row, text in zip(found, texts, strict=True):
+        ids = torch.tensor([[*llm.tokenizer.begin, *llm.tokenizer.encode(text)]])
+        with torch.no_grad():
+            states = theirs.model(ids).last_hidden_state[0]
+        torch.testing.assert_close(row, states.mean(0), atol=1e-4, rtol=1e-3)
+    assert llm.embed(texts[1:]).equal(found[1:])
+    assert llm.embed([]).shape == (0, 32)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda m: m.generate("长" * 500), "reads 1 to 128"),
+        (lambda m: m.score("长" * 500), "the text has"),
+        (lambda m: m.embed(["长" * 500]), "the text has"),
+        (lambda m: m.embed("长城"), "a list of texts"),
+        (lambda m: m.generate("x", stop="abc"), "a list of strings"),
+        (lambda m: m.generate("x", stop=[""]), "a stop string is empty"),
+        (lambda m: m.generate("x", 0), "ask for at least 1"),
+        (lambda m: m.generate("\ud800"), "surrogate"),
+    ],
+)
+def test_what_cannot_be_is_one_line(llm: LLM, call: Any, says: str) -> None:
+    with pytest.raises(RequestError, match=says) as error:
+        call(llm)
+    assert "\n" not in str(error.value)
+    assert not llm.engine.running and llm.engine.pages.free == llm.engine.pages.count
+
+
+def test_no_model_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not exist"):
+        LLM(tmp_path / "none")
+
+
+def test_a_recipe_is_trained_as_the_verb_does(tiny: Tiny, tmp_path: Path) -> None:
+    run = train_recipe(tiny.recipe, tmp_path / "run", until="model")
+    weights = Path("model/model.safetensors")
+    assert run == tmp_path / "run" and digest(run / weights) == digest(tiny.run / weights)
+    before = state(run / "model")
+    assert train_recipe(run, until="model") == run and state(run / "model") == before
+    other = train_recipe(tiny.recipe, tmp_path / "two", ["train.steps=2"], "model")
+    assert digest(other / weights) != digest(tiny.run / weights)
+    with pytest.raises(RecipeError, match="give nothing else"):
+        train_recipe(run, changes=["train.steps=2"])
+    with pytest.raises(RecipeError, match="paths"):
+        train_recipe({"name": "x", "minutes": 1, "corpus": {}})
+
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_run(example: Path, tiny: Tiny, tmp_path: Path) -> None:
+    given = tiny.recipe if example.stem == "train" else tiny.run
+    done = subprocess.run(
+        [sys.executable, str(example), str(given)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=200,
+    )
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
