@@ -16,7 +16,7 @@ from shenhong.parallel import Mesh
 from shenhong.recipe import Recipe, load
 from shenhong.tokenizer import Tokenizer
 from shenhong.train import budget, machine
-from shenhong.train.data import Rows
+from shenhong.train.data import PackedRows, Rows
 from shenhong.train.settings import TrainSettings
 from shenhong.train.trainer import Trainer, score_rows
 
@@ -90,7 +90,9 @@ def step_seconds(
     bench: Bench, config: ModelConfig, settings: TrainSettings, dtype: torch.dtype
 ) -> float:
     """Seconds of one optimizer step, averaged over the schedule's parts with and without the draft layer."""
-    trial = Trainer(settings, config, bench.rows, Mesh(), 0, dtype, torch.device("cpu"))
+    trial = Trainer(
+        settings, config, PackedRows(bench.rows, settings, 0), Mesh(), 0, dtype, torch.device("cpu")
+    )
     share = budget.late_share(trial)
     total = 0.0
     for first, part in ((0, 1 - share), (999_990, share)):
@@ -115,7 +117,15 @@ def train_arm(
     looks: int = 1,
 ) -> Curve:
     """Train for ``steps`` and look at the validation split ``looks`` times (looks are not on the clock)."""
-    trainer = Trainer(settings, config, bench.rows, Mesh(), seed, dtype, torch.device("cpu"))
+    trainer = Trainer(
+        settings,
+        config,
+        PackedRows(bench.rows, settings, seed),
+        Mesh(),
+        seed,
+        dtype,
+        torch.device("cpu"),
+    )
     curve, seconds, busiest = Curve(), 0.0, []
     at = {round(steps * (i + 1) / looks) for i in range(looks)}
     for step in range(steps):

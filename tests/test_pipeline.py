@@ -420,12 +420,12 @@ def test_a_number_that_is_none_stops_the_run_before_it_is_saved(
 ) -> None:
     honest = Trainer.step
 
-    def step(self: Trainer, number: int, steps: int) -> StepResult:
-        result = honest(self, number, steps)
+    def step(self: Trainer, number: int, steps: int, part: int = 1) -> StepResult:
+        result = honest(self, number, steps, part)
         if number != 4:
             return result
         if what == "loss":
-            return replace(result, loss=float("nan"))
+            return replace(result, losses={"loss": float("nan")})
         self.model.head_weight.data[3, 3] = float("inf")
         return result
 

@@ -8,7 +8,7 @@ import torch
 
 from shenhong.model import ModelConfig
 from shenhong.parallel import join, leave
-from shenhong.train.data import Rows
+from shenhong.train.data import PackedRows, Rows
 from shenhong.train.settings import TrainSettings
 from shenhong.train.trainer import Trainer
 
@@ -31,11 +31,11 @@ config = ModelConfig(
     num_experts_per_tok=2,
     num_nextn_predict_layers=1,
 )
-rows = Rows(Path(sys.argv[1]), 0, 2)
-trainer = Trainer(settings, config, rows, mesh, 3, torch.float32, torch.device("cpu"))
+source = PackedRows(Rows(Path(sys.argv[1]), 0, 2), settings, 3)
+trainer = Trainer(settings, config, source, mesh, 3, torch.float32, torch.device("cpu"))
 results = [trainer.step(step, 6) for step in range(6)]
 if mesh.leads:
     biases = [router.e_score_correction_bias.tolist() for router in trainer.model.routers]
-    losses = [[r.loss, r.mtp_loss, r.grad_norm] for r in results]
+    losses = [[r.loss, r.losses["mtp_loss"], r.grad_norm] for r in results]
     print(json.dumps({"losses": losses, "load": [r.load for r in results], "biases": biases}))
 leave()

@@ -1,5 +1,6 @@
 """One step of training: what the plan counts on is what a step does."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from safetensors.torch import save_file
 from shenhong.model import ModelConfig
 from shenhong.parallel import Mesh
 from shenhong.train import budget
-from shenhong.train.data import Rows
+from shenhong.train.data import PackedRows, Rows
+from shenhong.train.objectives import next_targets, token_loss
 from shenhong.train.settings import TrainSettings
 from shenhong.train.trainer import Trainer
 
@@ -52,7 +54,8 @@ def make(
     )
     chosen = TrainSettings(steps=STEPS, batch_tokens=32, sequence_length=16, **settings)
     device = torch.device("cpu")
-    return Trainer(chosen, config, Rows(file, 0, 2), Mesh(), 1, torch.float32, device)
+    source = PackedRows(Rows(file, 0, 2), chosen, 1)
+    return Trainer(chosen, config, source, Mesh(), 1, torch.float32, device)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +71,7 @@ def test_the_draft_layer_trains_in_the_share_of_steps_that_is_planned(
     layers, settings, share, tmp_path
 ):
     trainer = make(tmp_path, layers, **settings)
-    trained = [trainer.step(step, STEPS).mtp_loss is not None for step in range(STEPS)]
+    trained = ["mtp_loss" in trainer.step(step, STEPS).losses for step in range(STEPS)]
     assert budget.late_share(trainer) == share
     assert trained == [step >= STEPS * (1 - share) for step in range(STEPS)]
 
@@ -101,3 +104,51 @@ def test_a_softmax_router_learns_and_is_balanced_by_its_loss_alone(tmp_path):
     routers = [t.model.routers[0] for t in (plain, pulled)]
     assert not any(router.e_score_correction_bias.any() for router in routers)
     assert not routers[1].weight.equal(before) and not routers[1].weight.equal(routers[0].weight)
+
+
+class Shouting:
+    """A toy objective: the second term wishes every token to be number 7, and counts every token."""
+
+    names, weights, alone, later = ("loss", "shouting"), (1.0, 0.5), (), 1.0
+
+    def counts(self, batch, late):
+        return [batch.weights_N.sum(), torch.tensor(float(len(batch.tokens_N)))]
+
+    def terms(self, batch, hidden, head_VD, draft, late):
+        logprobs_NV = (hidden.states_ND @ head_VD.T).log_softmax(-1)
+        targets_N, weights_N = next_targets(batch)
+        return [
+            token_loss(hidden.states_ND, head_VD, targets_N, weights_N),
+            -logprobs_NV[:, 7].sum(),
+        ]
+
+
+def test_an_objective_of_ones_own(tmp_path):
+    trainer = make(tmp_path, 0)
+    trainer.objective = Shouting()
+    first, *_, last = [trainer.step(step, STEPS).losses for step in range(STEPS)]
+    assert set(first) == {"loss", "shouting"} and last["shouting"] < first["shouting"]
+
+
+@pytest.mark.parametrize("objective", [None, Shouting()])
+def test_how_a_step_is_cut_into_passes_changes_no_loss(objective, tmp_path):
+    results = []
+    for micro in (16, 32):
+        trainer = make(tmp_path, 1, micro_tokens=micro)
+        trainer.objective = objective or trainer.objective
+        results.append([trainer.step(step, STEPS) for step in range(3)])
+    for cut, whole in zip(*results, strict=True):
+        assert cut.losses == pytest.approx(whole.losses, rel=1e-5)
+        assert cut.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
+
+
+def test_the_terms_are_normalised_by_their_own_counts(tmp_path):
+    trainer = make(tmp_path, 1)
+    objective, (batch,) = trainer.objective, trainer.source.batches(0, Mesh())
+    next_count, second_count = objective.counts(batch, True)
+    # Two rows of 16 that begin with BOS, one of which has another inside: BOS is no target, and no pair spans it.
+    assert (float(next_count), float(second_count)) == (29.0, 26.0)
+    assert [float(c) for c in objective.counts(batch, False)] == [29.0]
+    result = trainer.step(0, STEPS)
+    assert result.losses["loss"] == pytest.approx(math.log(32), rel=0.05)
+    assert result.losses["mtp_loss"] == pytest.approx(math.log(32), rel=0.05)

@@ -42,23 +42,22 @@ def choose_machine(make: Make, mesh: Mesh) -> dict[str, Any]:
             trainers[dtype] = make(dtype)
         trainer = trainers[dtype]
         # A quarter of a step shows the ratios; the first pass warms caches and compiled primitives up.
-        trainer.rows_a_step = max(1, rows_a_step // (4 * mesh.size)) * mesh.size
         times = []
         for _ in range(3):
             begin = time.perf_counter()
-            trainer.step(0, 1)
+            trainer.step(0, 1, part=4)
             times.append(time.perf_counter() - begin)
         return mesh.share(min(times[1:]))  # all processes must choose alike
 
     first = make(torch.float32)
-    trainers[torch.float32], rows_a_step = first, first.rows_a_step
+    trainers[torch.float32] = first
     choice = machine.choose(first.settings, timed, mesh.local_size)
     apply(choice)
     return {**choice, "kernels": numerics.kernels_in_use()}  # wanted is not yet available
 
 
 def count_steps(
-    trainer: Trainer, mesh: Mesh, seconds: float, look: Callable[[], object]
+    trainer: Trainer, mesh: Mesh, seconds: float, validate: Callable[[], object]
 ) -> dict[str, Any]:
     """How many steps of ``trainer`` fit into ``seconds``, and the times that says so.
 
@@ -79,7 +78,7 @@ def count_steps(
     share = late_share(trainer)
     late = step_seconds(999_990, 1_000_000) if 0 < share < 1 else early
     begin = time.perf_counter()
-    look()
+    validate()
     look_seconds = time.perf_counter() - begin
     looks = 1 / settings.valid_every + 1
     a_step = (1 - share) * early + share * late
@@ -100,7 +99,7 @@ def plan(
     run: Run | None,
     mesh: Mesh,
     make: Make,
-    look: Callable[[Trainer], object],
+    validate: Callable[[Trainer], object],
     seconds: Callable[[], float],
     stage: str = "train",
 ) -> dict[str, Any]:
@@ -123,12 +122,12 @@ def plan(
         trial = make(apply(frozen["machine"]))
         settings, config = trial.settings, trial.config
         if settings.steps is None:
-            counted = count_steps(trial, mesh, mesh.share(seconds()), lambda: look(trial))
+            counted = count_steps(trial, mesh, mesh.share(seconds()), lambda: validate(trial))
         else:
             counted = {"steps": settings.steps}
         late = late_share(trial)
         trunk, both = (
-            forward_flops(config, trial.rows.mean_context(), two) for two in (False, True)
+            forward_flops(config, trial.source.mean_context(), two) for two in (False, True)
         )
         size = parameters(config)
         freeze(
@@ -147,5 +146,5 @@ def plan(
 
 
 def late_share(trainer: Trainer) -> float:
-    """Share of steps in which multi-token prediction trains."""
-    return 1 - trainer.draft_start
+    """Share of steps that cost more than the others: those in which multi-token prediction trains, where it starts late."""
+    return 1 - trainer.objective.later

@@ -1,4 +1,4 @@
-"""Packed rows of tokens, and the order in which training sees them.
+"""Where batches come from: packed rows of tokens, and the order in which training sees them.
 
 Legend: R rows in the file, T tokens a row, B rows of one batch, N = B*T.
 
@@ -8,25 +8,49 @@ position is a step's number times its rows, so a checkpoint needs no other curso
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from shenhong.errors import DataError
+from shenhong.errors import DataError, RecipeError
+from shenhong.parallel import Mesh
+from shenhong.train.settings import TrainSettings
 
 
 class Batch(NamedTuple):
-    """One batch, flattened. ``weights_N[i]`` is what token i counts as a target (0: prompt, padding, BOS)."""
+    """One batch of rows of equal length, flattened; a document begins at every BOS and at every row start.
+
+    ``weights_N[i]`` is what token i counts as a target (0: prompt, padding, BOS). ``more``: what else an objective
+    needs of each token, first dimension N: advantages, log-probabilities of another model, its states …
+    """
 
     tokens_N: torch.Tensor  # int64
     weights_N: torch.Tensor  # float32
     row_length: int
+    more: Mapping[str, torch.Tensor] = {}
 
     def to(self, device: torch.device) -> Batch:
-        return self._replace(tokens_N=self.tokens_N.to(device), weights_N=self.weights_N.to(device))
+        more = {name: tensor.to(device) for name, tensor in self.more.items()}
+        return Batch(self.tokens_N.to(device), self.weights_N.to(device), self.row_length, more)
+
+
+class Source(Protocol):
+    """Where a training's batches come from: packed rows, or whatever is made as it goes."""
+
+    bos_id: int
+
+    def batches(self, step: int, mesh: Mesh, part: int = 1) -> list[Batch]:
+        """This process's share of a step, cut into forward passes. ``part`` > 1: about one of so many parts of it, to
+        time it by."""
+        ...
+
+    def mean_context(self) -> float:
+        """Mean number of keys a token sees, itself included: what a step costs depends on it."""
+        ...
 
 
 class Rows:
@@ -86,6 +110,29 @@ class Rows:
             prompt = (counted == 0) & (tokens != self.bos_id) & (tokens != self.pad_id)
             counted = counted + self.prompt_weight * prompt
         return Batch(tokens, counted, self.row_length)
+
+
+class PackedRows:
+    """Rows of a file in their shuffled order, cut into forward passes of at most ``micro_tokens``."""
+
+    def __init__(self, rows: Rows, settings: TrainSettings, seed: int) -> None:
+        self.rows, self.settings, self.seed = rows, settings, seed
+        self.bos_id = rows.bos_id
+
+    def batches(self, step: int, mesh: Mesh, part: int = 1) -> list[Batch]:
+        count = self.settings.rows_a_step
+        if count % mesh.size:
+            raise RecipeError(
+                f"train.batch_tokens {self.settings.batch_tokens} are {count} rows, not divisible by {mesh.size} processes"
+            )
+        if part > 1:
+            count = max(1, count // (part * mesh.size)) * mesh.size
+        mine = order(len(self.rows), self.seed, step * count, count).chunk(mesh.size)[mesh.rank]
+        size = max(1, self.settings.micro_tokens // self.settings.sequence_length)
+        return [self.rows.batch(numbers) for numbers in mine.split(size)]
+
+    def mean_context(self) -> float:
+        return self.rows.mean_context()
 
 
 def order(rows: int, seed: int, start: int, count: int) -> torch.Tensor:

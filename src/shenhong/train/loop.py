@@ -25,8 +25,9 @@ from shenhong.parallel import Mesh
 from shenhong.runs.memory import give_back
 from shenhong.runs.run import Run
 from shenhong.train import budget, checkpoint, machine
-from shenhong.train.data import Rows
+from shenhong.train.data import PackedRows, Rows, Source
 from shenhong.train.display import Display
+from shenhong.train.objectives import Objective
 from shenhong.train.settings import TrainSettings
 from shenhong.train.trainer import StepResult, Trainer, score_rows
 
@@ -63,6 +64,9 @@ def train(
     write: Callable[[Decoder], Iterable[tuple[str, str]]] = lambda model: (),
     first: Callable[[], dict[str, torch.Tensor] | None] = lambda: None,
     stage: str = "train",
+    objective: Objective | None = None,
+    source: Source | None = None,
+    validate: Callable[[Decoder], float] | None = None,
 ) -> Decoder:
     """Train from the packed rows in ``path/tokens``, or go on from the newest checkpoint in ``path/checkpoints``.
 
@@ -70,25 +74,25 @@ def train(
     training where steps are not given. ``write`` gives (prompt, answer) samples of the model as it is, for
     those who watch; they are taken at every look at held-out text. ``first()`` gives the weights to begin with where
     there is no checkpoint yet, None for random ones. ``stage`` is the name under which the manifest keeps the number of
-    steps; where a run trains in several stages, their events name theirs. Returns the trained model.
+    steps; where a run trains in several stages, their events name theirs. What is learnt, from what, and how it is
+    measured on held-out data while it is learnt (nats per token) may be another ``objective``, ``source`` and
+    ``validate`` than next tokens of packed rows. Returns the trained model.
 
     Errors: TrainingError (NaN, spike), CheckpointError, DataError; KeyboardInterrupt after a stop.
     """
     device = machine.device()
     bos, pad = config.bos_token_id, config.pad_token_id
     assert bos is not None and pad is not None
-    rows = Rows(path / "tokens" / "train.safetensors", bos, pad, settings.prompt_weight)
-    valid = Rows(path / "tokens" / "valid.safetensors", bos, pad)
+    if source is None:
+        rows = Rows(path / "tokens" / "train.safetensors", bos, pad, settings.prompt_weight)
+        source = PackedRows(rows, settings, seed)
+    if validate is None:
+        validate = held_out_loss(Rows(path / "tokens" / "valid.safetensors", bos, pad), settings)
 
     def make(dtype: torch.dtype) -> Trainer:
-        return Trainer(settings, config, rows, mesh, seed, dtype, device)
+        return Trainer(settings, config, source, mesh, seed, dtype, device, objective)
 
-    def look(trainer: Trainer) -> float:
-        numbers = torch.arange(min(settings.valid_rows, len(valid)))
-        nats, counted = score_rows(trainer.model, valid, numbers, settings.micro_tokens)
-        return nats / max(1, counted)
-
-    plan = budget.plan(run, mesh, make, look, seconds, stage)
+    plan = budget.plan(run, mesh, make, lambda trial: validate(trial.model), seconds, stage)
     named = {} if stage == "train" else {"stage": stage}  # of events, where there are several
     choice = plan["machine"]
     trainer = make(budget.apply(choice))
@@ -107,10 +111,10 @@ def train(
             raise CheckpointError(
                 f"{newest} is of another model than {path / 'recipe.toml'} describes; remove it"
             ) from None
-    elif begun_with := first():
-        trainer.model.load_state_dict(begun_with)
+    elif first_weights := first():
+        trainer.model.load_state_dict(first_weights)
     steps = plan[stage]["steps"]
-    looks = {
+    validations = {
         max(1, round(i * settings.valid_every * steps))
         for i in range(1, int(1 / settings.valid_every) + 1)
     } | {steps}
@@ -123,20 +127,20 @@ def train(
             checkpoint.save(root, progress, weights, dict(trainer.optimizer.state()))
 
     with Stop() as stop, Display(steps, progress.step, mesh.leads) as display:
-        saved_at = begun = time.monotonic()
+        saved_at = started = time.monotonic()
         before = progress.seconds
         while progress.step < steps:
-            step_begun = time.monotonic()
+            step_started = time.monotonic()
             result = trainer.step(progress.step, steps)
             _guard(progress, result, settings.spike, root)
             progress.step += 1
-            progress.seconds = before + time.monotonic() - begun
-            pace = settings.batch_tokens / (time.monotonic() - step_begun)
+            progress.seconds = before + time.monotonic() - started
+            pace = settings.batch_tokens / (time.monotonic() - step_started)
             display.show(progress.step, result.loss, pace)
             if run:
                 _report(run, progress, steps, result, pace, settings.batch_tokens, named)
-            if progress.step in looks:
-                nats = look(trainer)
+            if progress.step in validations:
+                nats = validate(trainer.model)
                 give_back()
                 if run:
                     run.event(
@@ -157,6 +161,17 @@ def train(
             if wanted[0]:
                 raise KeyboardInterrupt(f"at step {progress.step} of {steps}, checkpoint saved")
     return trainer.model
+
+
+def held_out_loss(valid: Rows, settings: TrainSettings) -> Callable[[Decoder], float]:
+    """Nats per counted token of the first rows of held-out text."""
+    numbers = torch.arange(min(settings.valid_rows, len(valid)))
+
+    def validate(model: Decoder) -> float:
+        nats, counted = score_rows(model, valid, numbers, settings.micro_tokens)
+        return nats / max(1, counted)
+
+    return validate
 
 
 def _say_what_differs(choice: dict[str, Any], mesh: Mesh) -> None:
@@ -217,8 +232,8 @@ def _report(
         "tokens_per_second": round(pace),
         "load_max": [round(max(layer) * len(layer), 3) for layer in result.load],
     }
-    if result.mtp_loss is not None:
-        fields["mtp_loss"] = round(result.mtp_loss, 5)
+    for name, loss in result.losses.items():
+        fields[name] = round(loss, 5)
     if progress.step % 20 == 0 or progress.step == steps:
         fields["load"] = [[round(share, 4) for share in layer] for layer in result.load]
     run.event("train", **fields, **named)
