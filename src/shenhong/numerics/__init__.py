@@ -1,6 +1,11 @@
-"""Arithmetic: the ops of a training step, their PyTorch references and their CPU kernels."""
+"""Arithmetic: the ops of a training step and of generation.
 
-from shenhong.numerics.cpu.native import kernels_in_use, use_kernels
+ops         what the model calls             reference   the same in PyTorch, which serves where no kernel does
+cpu         the kernels for CPUs             verify      kernels against their references, on this machine
+formats     numbers of few bits              muon, ...   what optimizers compute
+"""
+
+from shenhong.numerics.cpu.native import kernels_in_use, use_kernels, verify_with
 from shenhong.numerics.ops import (
     Documents,
     Plan,
@@ -14,6 +19,9 @@ from shenhong.numerics.ops import (
     select_experts,
     swiglu,
 )
+from shenhong.numerics.verify import check
+
+verify_with(check)
 
 __all__ = [
     "Documents",

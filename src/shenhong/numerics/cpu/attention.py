@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from shenhong.numerics.cpu.native import DTYPES, Attention, call
+from shenhong.numerics.cpu.native import DTYPES, call
+from shenhong.numerics.cpu.structs import Attention
 from shenhong.numerics.reference import Documents
 
 Tables = tuple[Documents, Tensor, Tensor]  # documents, cos, sin

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Collection, Sequence
-from ctypes import c_double, c_int64, c_void_p
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -17,48 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shenhong.numerics.cpu import structs
 from shenhong.numerics.cpu.native import call
-
-
-def _struct(name: str, pointers: str = "", numbers: str = "", after: str = "") -> Any:
-    """A C struct: pointers, then 64-bit integers, then whatever ``after`` lists as name:kind."""
-    kinds: dict[str, Any] = {"d": c_double, "n": c_int64, "p": c_void_p}
-    fields: list[tuple[str, Any]] = [(n, c_void_p) for n in pointers.split()] + [
-        (n, c_int64) for n in numbers.split()
-    ]
-    fields += [(n, kinds[k]) for n, k in (item.split(":") for item in after.split())]
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
-
-
-# The structs of paged.h, field by field.
-_Layer = _struct(
-    "DecodeLayer",
-    "norm down q_norm q_b kv_norm k_norm qkv_bias uk uv out mlp_norm dense_gate_up dense_down router bias gate_up "
-    "expert_down pool",
-    "dense_inner",
-)
-_Model = _struct(
-    "DecodeModel",
-    numbers="dtype hidden heads rank nope rope value q_rank experts chosen inner groups kept_groups normalise softmax page key_heads",
-    after="scaling:d eps:d latent_eps:d scale:d cosine:p sine:p layers:p",
-)
-_Batch = _struct(
-    "DecodeBatch",
-    numbers="threads first_layer last_layer sequences table_width",
-    after="starts:p positions:p tables:p tokens:p embedding:p last_norm:p x:p "
-    "head:p vocab:n most:n room:p samplings:p stops:p stop_starts:p written:p counts:p",
-)
-
-# struct Sampling of sampling.h.
-SAMPLING = np.dtype(
-    [
-        ("temperature", np.float32),
-        ("top_p", np.float32),
-        ("min_p", np.float32),
-        ("top_k", np.int32),
-        ("uniform", np.float64),
-    ]
-)
+from shenhong.numerics.cpu.structs import SAMPLING
 
 
 class Batch(NamedTuple):
@@ -73,7 +33,9 @@ class Batch(NamedTuple):
 class Writing(NamedTuple):
     """How the sequences of a batch go on, each for at most K tokens."""
 
-    room_S: np.ndarray  # int32: tokens to write; 0 where the prompt goes on with another batch
+    max_new_tokens_S: (
+        np.ndarray
+    )  # int32: tokens to write; 0 where the prompt goes on with another batch
     samplings_SK: np.ndarray  # SAMPLING
     stops: list[Collection[int]]  # of every sequence: the tokens that end it
 
@@ -118,7 +80,7 @@ def project(x_ND: Tensor, packed: Tensor, rows: int) -> Tensor:
 
 
 def sample_tokens(logits_NV: Tensor, how_N: np.ndarray) -> np.ndarray:
-    """[N] tokens drawn from fp32 logits, each row by its own SAMPLING settings; -1 where the logits are no numbers.
+    """[N] tokens drawn from fp32 logits, each row by its own SAMPLING settings; -1 where the logits are not numbers.
 
     Temperature 0 takes the likeliest. Limits apply in the order top-k, top-p, min-p.
     """
@@ -145,13 +107,13 @@ class FusedLayers:
         self, layers: Sequence[dict[str, Tensor | int | None]], numbers: dict[str, object]
     ) -> None:
         self.kept = [layers, numbers]  # alive, for the kernel holds only addresses
-        self.layers = (_Layer * len(layers))()
+        self.layers = (structs.DecodeLayer * len(layers))()
         for target, layer in zip(self.layers, layers, strict=True):
             for name, value in layer.items():
                 if value is not None:
                     address = value.data_ptr() if isinstance(value, Tensor) else value
                     setattr(target, name, address)
-        self.model = _Model(
+        self.model = structs.DecodeModel(
             **{k: v.data_ptr() if isinstance(v, Tensor) else v for k, v in numbers.items()},
             layers=ctypes.addressof(self.layers),
         )
@@ -189,16 +151,22 @@ class FusedLayers:
         head: Tensor,
         writing: Writing,
     ) -> list[list[int]]:
-        """What each sequence writes behind the batch: up to its room, a stop included, or -1 where logits are no
+        """What each sequence writes behind the batch: up to its limit, a stop included, or -1 where logits are not
         numbers. ``head``: packed."""
         arguments = self._arguments(embedding_VD, batch, pools, layers, norm_D)
-        room_S, samplings_SK, stops = writing
+        max_new_tokens_S, samplings_SK, stops = writing
         assert samplings_SK.dtype == SAMPLING and samplings_SK.flags.c_contiguous
         starts = np.array([0, *accumulate(map(len, stops))], np.int32)
         flat = np.array([token for own in stops for token in own], np.int64)
-        written_SK, counts_S = np.empty(samplings_SK.shape, np.int64), np.empty_like(room_S)
+        written_SK, counts_S = (
+            np.empty(samplings_SK.shape, np.int64),
+            np.empty_like(max_new_tokens_S),
+        )
         arguments.head, arguments.vocab = head.data_ptr(), len(embedding_VD)
-        arguments.most, arguments.room = samplings_SK.shape[1], room_S.ctypes.data
+        arguments.most, arguments.max_new_tokens = (
+            samplings_SK.shape[1],
+            max_new_tokens_S.ctypes.data,
+        )
         arguments.samplings = samplings_SK.ctypes.data
         arguments.stops, arguments.stop_starts = flat.ctypes.data, starts.ctypes.data
         arguments.written, arguments.counts = written_SK.ctypes.data, counts_S.ctypes.data
@@ -218,7 +186,7 @@ class FusedLayers:
             layer.pool = pool.data_ptr()
         self.model.page = pools[0].shape[1]
         tokens, positions, starts, tables = batch
-        return _Batch(
+        return structs.DecodeBatch(
             threads=torch.get_num_threads(),
             first_layer=layers.start,
             last_layer=layers.stop,

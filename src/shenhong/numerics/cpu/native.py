@@ -10,33 +10,18 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-from ctypes import c_double, c_float, c_int, c_int64, c_void_p
+from collections.abc import Callable
+from ctypes import c_float, c_int, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
+from shenhong.numerics.cpu import structs
 from shenhong.numerics.cpu.build import BuildError, build
 
 log = logging.getLogger("shenhong.numerics")
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # enum DType of common.h
-
-
-class Attention(ctypes.Structure):
-    """struct Attention of attention.cpp, field by field."""
-
-    _fields_ = (
-        [
-            (n, c_int64)
-            for n in ["dtype", "threads", "documents", "tokens", "heads", "plain", "rope", "value"]
-        ]
-        + [("scale", c_double)]
-        + [(n, c_void_p) for n in ["starts", "cosine", "sine", "q", "k", "k_rope", "v"]]
-        + [(f"{n}_{axis}", c_int64) for n in ("q", "k", "kr", "v") for axis in ("token", "head")]
-        + [(n, c_void_p) for n in ["o", "lse", "d_o", "dq", "dk", "dk_rope", "dv"]]
-        + [(f"{n}_{axis}", c_int64) for n in ("dk", "dkr", "dv") for axis in ("token", "head")]
-        + [("dk_rope_heads", c_void_p)]
-    )
 
 
 def _signature(code: str) -> list[type]:
@@ -76,10 +61,12 @@ class _State:
     wanted = True
     library: ctypes.CDLL | None = None
     tried = False
+    verify: Callable[[], None] | None = None
 
 
 def _load() -> ctypes.CDLL:
     library = ctypes.CDLL(str(build()))
+    structs.check(library)
     for name, code in SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes = _signature(code)
@@ -95,13 +82,20 @@ def library() -> ctypes.CDLL | None:
         _State.tried = True
         try:
             _State.library = _load()
-            from shenhong.numerics.verify import check  # imports the ops, which import this module
-
-            check()
+            assert _State.verify is not None, "shenhong.numerics says how kernels are verified"
+            _State.verify()
         except (BuildError, OSError, AttributeError, ArithmeticError, RuntimeError) as error:
             _State.library = None
             log.warning("CPU kernels are off, plain PyTorch serves (slower): %s", error)
     return _State.library
+
+
+def verify_with(check: Callable[[], None]) -> None:
+    """How kernels are compared with their references before the first use; raises ArithmeticError where they differ.
+
+    Handed in from above: what compares is no part of what is compared.
+    """
+    _State.verify = check
 
 
 def use_kernels(wanted: bool) -> None:

@@ -5,31 +5,17 @@
 // running maximum and the causal half is mostly skipped. All products are one micro-kernel, C += A B with A read by
 // broadcast at any strides: a transposed left factor is free. Backward recomputes the probabilities from the saved
 // log-sum-exp (FlashAttention-2, algorithm 2). Every output row is written by one task: deterministic.
+#include "attention.h"
+
 #include "common.h"
 
 // Dims: L document length (padded Lp), d = plain + rope (padded dp), v value dims (padded vp); Q query block rows.
-struct Attention {
-    int64_t dtype, threads, documents, tokens, heads, plain, rope, value;
-    double scale;
-    const int32_t* starts;                                // [documents + 1]
-    const float *cosine, *sine;                           // [T_max, rope / 2]
-    const void *q, *k, *k_rope, *v;                       // strides below, in elements; innermost 1
-    int64_t q_token, q_head, k_token, k_head, kr_token, kr_head, v_token, v_head;
-    void* o;                                              // [tokens, heads, value]
-    float* lse;                                           // [tokens, heads]
-    const void* d_o;                                      // [tokens, heads, value]
-    void *dq, *dk, *dk_rope, *dv;                         // dq [tokens, heads, d]; dk_rope [tokens, rope] if shared
-    int64_t dk_token, dk_head, dkr_token, dkr_head, dv_token, dv_head;
-    float* dk_rope_heads;                                 // [tokens, heads, rope] scratch if k_rope is shared
-};
-
 constexpr int NR = W == 16 ? 4 : 2, MR = 6, Q = 24;
 
 static inline int64_t padded(int64_t n) { return (n + W - 1) / W * W; }
 
-template <int M, int N, bool ADD>
-static inline void tile(int64_t K, const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c,
-                        int64_t ldc) {
+template <int M, int N, bool ADD> static inline void tile(int64_t K, const float* a, int64_t am, int64_t ak,
+                                                          const float* b, int64_t ldb, float* c, int64_t ldc) {
     vf acc[M][N];
     for (int m = 0; m < M; m++)
         for (int n = 0; n < N; n++) acc[m][n] = ADD ? load(c + m * ldc + n * W) : vf{};
@@ -45,36 +31,50 @@ static inline void tile(int64_t K, const float* a, int64_t am, int64_t ak, const
         for (int n = 0; n < N; n++) store(c + m * ldc + n * W, acc[m][n]);
 }
 
-template <int N, bool ADD>
-static void panel(int64_t M, int64_t K, const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c,
-                  int64_t ldc) {
+template <int N, bool ADD> static void panel(int64_t M, int64_t K, const float* a, int64_t am, int64_t ak,
+                                             const float* b, int64_t ldb, float* c, int64_t ldc) {
     int64_t m = 0;
     for (; m + MR <= M; m += MR) tile<MR, N, ADD>(K, a + m * am, am, ak, b, ldb, c + m * ldc, ldc);
     a += m * am, c += m * ldc;
     switch (M - m) {
-        case 1: tile<1, N, ADD>(K, a, am, ak, b, ldb, c, ldc); break;
-        case 2: tile<2, N, ADD>(K, a, am, ak, b, ldb, c, ldc); break;
-        case 3: tile<3, N, ADD>(K, a, am, ak, b, ldb, c, ldc); break;
-        case 4: tile<4, N, ADD>(K, a, am, ak, b, ldb, c, ldc); break;
-        case 5: tile<5, N, ADD>(K, a, am, ak, b, ldb, c, ldc); break;
+        case 1:
+            tile<1, N, ADD>(K, a, am, ak, b, ldb, c, ldc);
+            break;
+        case 2:
+            tile<2, N, ADD>(K, a, am, ak, b, ldb, c, ldc);
+            break;
+        case 3:
+            tile<3, N, ADD>(K, a, am, ak, b, ldb, c, ldc);
+            break;
+        case 4:
+            tile<4, N, ADD>(K, a, am, ak, b, ldb, c, ldc);
+            break;
+        case 5:
+            tile<5, N, ADD>(K, a, am, ak, b, ldb, c, ldc);
+            break;
     }
 }
 
 // C [M, N] (+)= A [M, K] B [K, N]; A's element (m, k) is a[m * am + k * ak]; N is a multiple of W.
-template <bool ADD>
-static void product(int64_t M, int64_t N, int64_t K, const float* a, int64_t am, int64_t ak, const float* b,
-                    int64_t ldb, float* c, int64_t ldc) {
+template <bool ADD> static void product(int64_t M, int64_t N, int64_t K, const float* a, int64_t am, int64_t ak,
+                                        const float* b, int64_t ldb, float* c, int64_t ldc) {
     int64_t n = 0;
     for (; n + NR * W <= N; n += NR * W) panel<NR, ADD>(M, K, a, am, ak, b + n, ldb, c + n, ldc);
     switch ((N - n) / W) {
-        case 1: panel<1, ADD>(M, K, a, am, ak, b + n, ldb, c + n, ldc); break;
-        case 2: panel<2, ADD>(M, K, a, am, ak, b + n, ldb, c + n, ldc); break;
-        case 3: panel<3, ADD>(M, K, a, am, ak, b + n, ldb, c + n, ldc); break;
+        case 1:
+            panel<1, ADD>(M, K, a, am, ak, b + n, ldb, c + n, ldc);
+            break;
+        case 2:
+            panel<2, ADD>(M, K, a, am, ak, b + n, ldb, c + n, ldc);
+            break;
+        case 3:
+            panel<3, ADD>(M, K, a, am, ak, b + n, ldb, c + n, ldc);
+            break;
     }
 }
 
-// Pairs (2i, 2i+1) of x turned by the angle of `position`; direction -1 turns back.
-static inline void turn(float* x, const Attention& t, int64_t position, float direction) {
+// Pairs (2i, 2i+1) of x turned by the angle of `position`; direction -1 undoes it.
+static inline void apply_rope(float* x, const Attention& t, int64_t position, float direction) {
     const int64_t half = t.rope / 2;
     const float *c = t.cosine + position * half, *s = t.sine + position * half;
     for (int64_t i = 0; i < half; i++) {
@@ -117,7 +117,8 @@ template <class T> struct Task {
 
     Task(const Attention& t, int64_t longest, bool backward)
         : t(t), d(t.plain + t.rope), dp(padded(d)), vp(padded(t.value)), Lmax(padded(longest)) {
-        queries.assign(Lmax * dp, 0), keys.assign(Lmax * dp, 0), keys_t.resize(d * Lmax), scores.resize(Q * Lmax), row.resize(std::max(dp, vp));
+        queries.assign(Lmax * dp, 0), keys.assign(Lmax * dp, 0), keys_t.resize(d * Lmax), scores.resize(Q * Lmax),
+            row.resize(std::max(dp, vp));
         out.resize(Q * std::max(vp, dp));
         if (!backward) {
             values.assign(Lmax * vp, 0);
@@ -143,17 +144,17 @@ template <class T> struct Task {
         for (int64_t i = 0; i < L; i++) {
             const int64_t n = first + i;
             // Rows of one head lie apart, which no hardware prefetcher guesses.
-            const int64_t ahead = std::min(i + 8, L - 1) + first;
-            prefetch((const T*)t.q + ahead * t.q_token + h * t.q_head, d);
-            prefetch((const T*)t.k + ahead * t.k_token + h * t.k_head, t.plain);
-            prefetch((const T*)t.v + ahead * t.v_token + h * t.v_head, t.value);
-            if (backward) prefetch((const T*)t.d_o + (ahead * t.heads + h) * t.value, t.value);
+            const int64_t later = std::min(i + 8, L - 1) + first;
+            prefetch((const T*)t.q + later * t.q_token + h * t.q_head, d);
+            prefetch((const T*)t.k + later * t.k_token + h * t.k_head, t.plain);
+            prefetch((const T*)t.v + later * t.v_token + h * t.v_head, t.value);
+            if (backward) prefetch((const T*)t.d_o + (later * t.heads + h) * t.value, t.value);
             float *query = &queries[i * dp], *key = &keys[i * dp];
             unpack(query, (const T*)t.q + n * t.q_token + h * t.q_head, d, float(t.scale));
-            turn(query + t.plain, t, i, 1);
+            apply_rope(query + t.plain, t, i, 1);
             unpack(key, (const T*)t.k + n * t.k_token + h * t.k_head, t.plain);
             unpack(key + t.plain, (const T*)t.k_rope + n * t.kr_token + h * t.kr_head, t.rope);
-            turn(key + t.plain, t, i, 1);
+            apply_rope(key + t.plain, t, i, 1);
         }
         transpose(keys_t.data(), keys.data(), dp, d);
     }
@@ -185,8 +186,7 @@ template <class T> struct Task {
                 inverse[i] = 1 / z;
             }
             product<false>(rows, vp, q1, scores.data(), Lp, 1, values.data(), vp, out.data(), vp);
-            for (int64_t i = 0; i < rows; i++)
-                pack((T*)t.o + at(q0 + i) * t.value, &out[i * vp], t.value, inverse[i]);
+            for (int64_t i = 0; i < rows; i++) pack((T*)t.o + at(q0 + i) * t.value, &out[i * vp], t.value, inverse[i]);
         }
     }
 
@@ -222,14 +222,14 @@ template <class T> struct Task {
             product<true>(q1, vp, rows, scores.data(), 1, Lp, &dout[q0 * vp], vp, dvalues.data(), vp);
             product<true>(q1, dp, rows, dscores.data(), 1, Lp, &queries[q0 * dp], dp, dkeys.data(), dp);
             for (int64_t i = 0; i < rows; i++) {
-                turn(&out[i * dp + t.plain], t, q0 + i, -1);
+                apply_rope(&out[i * dp + t.plain], t, q0 + i, -1);
                 pack((T*)t.dq + at(q0 + i) * d, &out[i * dp], d, float(t.scale));
             }
         }
         for (int64_t i = 0; i < L; i++) {
             const int64_t n = first + i;
             float* key = &dkeys[i * dp];
-            turn(key + t.plain, t, i, -1);
+            apply_rope(key + t.plain, t, i, -1);
             pack((T*)t.dk + n * t.dk_token + head * t.dk_head, key, t.plain);
             pack((T*)t.dv + n * t.dv_token + head * t.dv_head, &dvalues[i * vp], t.value);
             if (t.dk_rope_heads)

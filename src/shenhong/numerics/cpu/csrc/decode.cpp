@@ -1,5 +1,5 @@
 // Generation in one call: a batch through the layers, and where texts are to be written, head, draw and layers again,
-// until every sequence has met a stop or written what it has room for.
+// until every sequence has met a stop or written what it may write.
 //
 // A text does not depend on how many tokens a call writes, for each step computes what a call of its own would.
 //
@@ -14,12 +14,12 @@ template <class T> class Generation {
     Layers<T> layers;
     Flat batch;
     std::vector<int64_t> tokens, sampled;
-    std::vector<int32_t> sampling_rows;    // [B] places in the batch of the sequences that write now
+    std::vector<int32_t> sampling_rows;  // [B] places in the batch of the sequences that write now
     Buffer<float> x, logits;
-    Buffer<Left<T>> last;            // [B, D] their last states
+    Buffer<Left<T>> last;  // [B, D] their last states
     std::vector<Sampling> how;
 
-  public:
+public:
     void begin(const DecodeModel& model, const DecodeBatch& given) {
         m = model, b = given;
         batch.starts.assign(b.starts, b.starts + b.sequences + 1);
@@ -47,12 +47,12 @@ template <class T> class Generation {
         }
     }
 
-  private:
+private:
     void prepare() {
         layers.prepare(batch);
         sampling_rows.clear();
         for (size_t i = 0; b.head && i < batch.sequences.size(); i++)
-            if (b.room[batch.sequences[i]]) sampling_rows.push_back(int32_t(i));
+            if (b.max_new_tokens[batch.sequences[i]]) sampling_rows.push_back(int32_t(i));
         const size_t B = sampling_rows.size();
         how.resize(B), sampled.resize(B), layers.left(last, B, m.hidden), logits.grow(B * b.vocab);
         for (size_t i = 0; i < B; i++) {
@@ -93,9 +93,10 @@ template <class T> class Generation {
         std::vector<int64_t> fed;
         for (size_t i = 0; i < sampling_rows.size(); i++) {
             const int32_t s = batch.sequences[sampling_rows[i]];
-            const int64_t token = sampled[i], *stops = b.stops + b.stop_starts[s], *end = b.stops + b.stop_starts[s + 1];
+            const int64_t token = sampled[i], *stops = b.stops + b.stop_starts[s],
+                          *end = b.stops + b.stop_starts[s + 1];
             b.written[s * b.most + b.counts[s]++] = token;
-            if (token < 0 || b.counts[s] == b.room[s] || std::find(stops, end, token) != end) continue;
+            if (token < 0 || b.counts[s] == b.max_new_tokens[s] || std::find(stops, end, token) != end) continue;
             next.sequences.push_back(s);
             next.starts.push_back(int64_t(next.sequences.size()));
             next.positions.push_back(batch.positions[batch.starts[sampling_rows[i] + 1] - 1] + 1);
@@ -128,10 +129,10 @@ static void project(const float* x, const T* packed, float* y, int64_t N, int64_
             store_up_to(&left[i * depth<T>(K) + k], load_up_to(x + i * K + k, K - k), K - k);
     parallel_rows(panels(columns), threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t p = begin; p < end; p++)
-            meet(N, K, [&](int64_t i) { return &left[i * depth<T>(K)]; }, packed + p * depth<T>(K) * NB,
-                 columns - p * NB, [&](int64_t i, const vf* sums) {
-                     put<false>(y + i * columns + p * NB, sums, columns - p * NB);
-                 });
+            meet(
+                N, K, [&](int64_t i) { return &left[i * depth<T>(K)]; }, packed + p * depth<T>(K) * NB,
+                columns - p * NB,
+                [&](int64_t i, const vf* sums) { put<false>(y + i * columns + p * NB, sums, columns - p * NB); });
     });
 }
 EXPORT void shenhong_project(int dtype, const float* x, const void* packed, float* y, int64_t N, int64_t K,

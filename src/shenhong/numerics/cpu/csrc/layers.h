@@ -14,9 +14,8 @@
 #pragma once
 #include <tuple>
 
+#include "experts.h"
 #include "paged.h"
-
-extern "C" void shenhong_select(const float*, const float*, int64_t*, int64_t, int64_t, int, int, int, int, int);
 
 template <class T> static inline void rms(const float* x, const float* weight, T* y, int64_t dim, float eps) {
     vf squares{};
@@ -29,9 +28,9 @@ template <class T> static inline void rms(const float* x, const float* weight, T
         store_up_to(y + i, load_up_to(x + i, dim - i) * r * load_up_to(weight + i, dim - i), dim - i);
 }
 
-// Pairs (2i, 2i+1) of x turned by the angle of a position.
+// Pairs (2i, 2i+1) of x rotated by the angle of a position.
 template <class S, class T>
-static inline void turn(const S* x, T* y, const float* c, const float* s, int64_t half) {
+static inline void apply_rope(const S* x, T* y, const float* c, const float* s, int64_t half) {
     const vi twice = each_lane([](int i) { return i / 2; }), other = each_lane([](int i) { return i ^ 1; });
     const vf sign = __builtin_convertvector(each_lane([](int i) { return i % 2 ? 1 : -1; }), vf);
     for (int64_t i = 0; i < half; i += W) {
@@ -68,12 +67,12 @@ template <class T> class Layers {
     Buffer<L> u, kept, queries, latent, mixed, heads, dense, inner;
     Buffer<float> down, exact, scores, gates;
     std::vector<int64_t> chosen;
-    std::vector<int32_t> owner;      // of each token: its sequence's place in the batch
-    std::vector<int64_t> tiles;      // first attention task of each sequence
+    std::vector<int32_t> owner;  // of each token: its sequence's place in the batch
+    std::vector<int64_t> tiles;  // first attention task of each sequence
     std::atomic<int64_t> next_task{0};
 
-  public:
-    float* x;                        // [N, D] residual stream
+public:
+    float* x;  // [N, D] residual stream
     int threads;
     Barrier barrier;
 
@@ -121,27 +120,28 @@ template <class T> class Layers {
     struct Part {
         int64_t first, last, begin, end;
     };
-    Part part(bool apart, int thread, int64_t rows, int64_t panels) const {
-        const auto [begin, end] = share(apart ? rows : panels, thread);
-        return apart ? Part{begin, end, 0, panels} : Part{0, rows, begin, end};
+    Part part(bool by_rows, int thread, int64_t rows, int64_t panels) const {
+        const auto [begin, end] = share(by_rows ? rows : panels, thread);
+        return by_rows ? Part{begin, end, 0, panels} : Part{0, rows, begin, end};
     }
 
     // out [rows of x, columns] (+)= x [rows, K] times a packed [columns, K], a thread's part of it.
-    template <bool ADD, class O>
-    void product(const Part& p, const L* x, int64_t K, const void* packed, int64_t columns, O* out,
-                 int64_t stride) const {
+    template <bool ADD, class O> void product(const Part& p, const L* x, int64_t K, const void* packed, int64_t columns,
+                                              O* out, int64_t stride) const {
         for (int64_t n = p.begin; n < p.end; n++)
-            meet(p.last - p.first, K, [&](int64_t i) { return x + (p.first + i) * depth<T>(K); },
-                 (const T*)packed + n * depth<T>(K) * NB, columns - n * NB, [&](int64_t i, const vf* sums) {
-                     put<ADD>(out + (p.first + i) * stride + n * NB, sums, columns - n * NB);
-                 });
+            meet(
+                p.last - p.first, K, [&](int64_t i) { return x + (p.first + i) * depth<T>(K); },
+                (const T*)packed + n * depth<T>(K) * NB, columns - n * NB,
+                [&](int64_t i, const vf* sums) {
+                    put<ADD>(out + (p.first + i) * stride + n * NB, sums, columns - n * NB);
+                });
     }
 
     // x through the layers; all threads of the team come here together.
     void run(int thread) {
         static thread_local Worker w;
         std::tie(w.first, w.last) = share(N, thread);
-        w.thread = thread, w.apart = small && N >= APART * threads, w.alone = w.apart && even();
+        w.thread = thread, w.by_rows = small && N >= BY_ROWS * threads, w.alone = w.by_rows && even();
         w.columns.begin(m);
         for (int64_t i = w.first; i < w.last && flat->tokens; i++) {
             const T* in = (const T*)b.embedding + flat->tokens[i] * D;
@@ -153,29 +153,29 @@ template <class T> class Layers {
         }
     }
 
-  private:
+private:
     // A thread. Where tokens are many and matrices small, each takes its own tokens through attention's matrices apart
     // from the others; else all have all tokens and their part of each matrix, and meet after each. Alone: what the
     // matrices stand around is its own matter too.
     struct Worker {
         int thread;
-        bool apart, alone;
+        bool by_rows, alone;
         int64_t first, last;  // its own tokens
         Columns<T> columns;
         std::vector<int64_t> begin_of, next;
         std::vector<std::pair<int64_t, float>> order;
     };
-    static constexpr int64_t APART = 8, SMALL = 1 << 20;  // tokens of each thread, bytes of a layer's attention
+    static constexpr int64_t BY_ROWS = 8, SMALL = 1 << 20;  // tokens of each thread, bytes of a layer's attention
 
     // What other threads wrote comes at once rather than line by line.
-    template <class A> static void gather(const A* p, int64_t n) {
+    template <class A> static void prefetch_rows(const A* p, int64_t n) {
         if (n * int64_t(sizeof(A)) <= 1 << 15) prefetch(p, n);
     }
 
     void wait(const Worker& w) {
-        if (!w.apart) barrier.wait();
+        if (!w.by_rows) barrier.wait();
     }
-    Part part(const Worker& w, int64_t panels) const { return part(w.apart, w.thread, N, panels); }
+    Part part(const Worker& w, int64_t panels) const { return part(w.by_rows, w.thread, N, panels); }
 
     // Whether no sequence is shared by two threads and their attention takes about the same time.
     bool even() const {
@@ -192,7 +192,7 @@ template <class T> class Layers {
 
     // x += attention
     void attention(Worker& w, const DecodeLayer& layer) {
-        gather(x + w.first * D, (w.last - w.first) * D);
+        prefetch_rows(x + w.first * D, (w.last - w.first) * D);
         for (int64_t i = w.first; i < w.last; i++) rms(x + i * D, layer.norm, &u[i * depth<T>(D)], D, m.eps);
         wait(w);
         product<false>(part(w, panels(q_in + row)), u.data(), D, layer.down, q_in + row, down.data(), q_in + row);
@@ -204,9 +204,9 @@ template <class T> class Layers {
         auto next = [&, mine = w.alone ? tiles[owner[w.first]] : 0]() mutable {
             return w.alone ? mine++ : next_task.fetch_add(1);
         };
-        const int64_t end = w.alone ? tiles[owner[w.last - 1] + 1] : tiles.back(), ahead = w.alone ? 1 : threads;
+        const int64_t end = w.alone ? tiles[owner[w.last - 1] + 1] : tiles.back(), step = w.alone ? 1 : threads;
         for (int64_t t; (t = next()) < end;) {
-            if (t + ahead < end) fetch(layer, t + ahead);
+            if (t + step < end) prefetch_task(layer, t + step);
             attend(w.columns, layer, t);
         }
         if (!w.alone) barrier.wait();
@@ -224,16 +224,17 @@ template <class T> class Layers {
         for (int64_t i = w.first; i < w.last; i++) rms(x + i * D, layer.mlp_norm, &u[i * depth<T>(D)], D, m.eps);
         if (layer.router) route(layer, w.first, w.last);
         barrier.wait();
-        gather(u.data(), N * depth<T>(D));
+        prefetch_rows(u.data(), N * depth<T>(D));
         if (layer.dense_gate_up) {
             const int64_t halves = (layer.dense_inner + NB / 2 - 1) / (NB / 2);
-            gated(part(false, w.thread, N, halves), layer.dense_gate_up, layer.dense_inner,
-                  [](int64_t i) { return i; }, [](int64_t) { return 1.f; }, dense.data());
+            gated(
+                part(false, w.thread, N, halves), layer.dense_gate_up, layer.dense_inner, [](int64_t i) { return i; },
+                [](int64_t) { return 1.f; }, dense.data());
         }
         if (layer.router) experts_up(w, layer);
         barrier.wait();
-        if (layer.dense_gate_up) gather(dense.data(), N * depth<T>(layer.dense_inner));
-        if (layer.router) gather(inner.data(), N * m.chosen * depth<T>(m.inner));
+        if (layer.dense_gate_up) prefetch_rows(dense.data(), N * depth<T>(layer.dense_inner));
+        if (layer.router) prefetch_rows(inner.data(), N * m.chosen * depth<T>(m.inner));
         if (layer.dense_gate_up)
             product<true>(part(false, w.thread, N, panels(D)), dense.data(), layer.dense_inner, layer.dense_down, D, x,
                           D);
@@ -256,10 +257,12 @@ template <class T> class Layers {
         const Part p = part(w, H * each);
         for (int64_t t = p.begin; t < p.end; t++) {
             const int64_t h = t / each, n = t % each;
-            meet(p.last - p.first, K, [&](int64_t i) { return x + (p.first + i) * x_stride + h * x_head; },
-                 (const T*)packed + t * depth<T>(K) * NB, columns - n * NB, [&](int64_t i, const vf* sums) {
-                     put<false>(out + (p.first + i) * out_stride + h * out_head + n * NB, sums, columns - n * NB);
-                 });
+            meet(
+                p.last - p.first, K, [&](int64_t i) { return x + (p.first + i) * x_stride + h * x_head; },
+                (const T*)packed + t * depth<T>(K) * NB, columns - n * NB,
+                [&](int64_t i, const vf* sums) {
+                    put<false>(out + (p.first + i) * out_stride + h * out_head + n * NB, sums, columns - n * NB);
+                });
         }
     }
 
@@ -274,8 +277,8 @@ template <class T> class Layers {
         per_head(w, queries.data(), H * d, d, m.nope, layer.uk, R, latent.data(), H * each, each);
         for (int64_t i = w.first; i < w.last; i++)
             for (int64_t h = 0; h < H; h++)
-                turn(&queries[(i * H + h) * d + m.nope], &latent[(i * H + h) * each + R], angle(m.cosine, i),
-                     angle(m.sine, i), m.rope / 2);
+                apply_rope(&queries[(i * H + h) * d + m.nope], &latent[(i * H + h) * each + R], angle(m.cosine, i),
+                           angle(m.sine, i), m.rope / 2);
     }
 
     // The token's place in the cache.
@@ -286,7 +289,7 @@ template <class T> class Layers {
     }
     const int32_t* table_of(int64_t s) const { return b.tables + flat->sequences[s] * b.table_width; }
 
-    // Grouped queries: adds biases, norms heads and turns them; keys and values go to the cache.
+    // Grouped queries: adds biases, norms heads and rotates them; keys and values go to the cache.
     void remember_groups(const DecodeLayer& layer, int64_t i) {
         float* q = &down[i * (q_in + row)];
         if (layer.qkv_bias)
@@ -295,12 +298,12 @@ template <class T> class Layers {
         const float *c = angle(m.cosine, i), *s = angle(m.sine, i);
         for (int64_t h = 0; h < H; h++) {
             if (layer.q_norm) rms(q + h * d, layer.q_norm, q + h * d, d, m.eps);
-            turn(q + h * d, &latent[(i * H + h) * depth<T>(e)], c, s, d / 2);
+            apply_rope(q + h * d, &latent[(i * H + h) * depth<T>(e)], c, s, d / 2);
         }
         T* place = place_of(layer, i);
         for (int64_t g = 0; g < G; g++, place += 2 * d) {
             if (layer.k_norm) rms(k + g * d, layer.k_norm, k + g * d, d, m.eps);
-            turn(k + g * d, place, c, s, d / 2);
+            apply_rope(k + g * d, place, c, s, d / 2);
             for (int64_t x = 0; x < d; x += W) store_up_to(place + d + x, load_up_to(v + g * d + x, d - x), d - x);
         }
     }
@@ -316,7 +319,7 @@ template <class T> class Layers {
         in += q_in;
         T* place = place_of(layer, i);
         rms(in, layer.kv_norm, place, R, m.latent_eps);
-        turn(in + R, place + R, angle(m.cosine, i), angle(m.sine, i), m.rope / 2);
+        apply_rope(in + R, place + R, angle(m.cosine, i), angle(m.sine, i), m.rope / 2);
     }
 
     int64_t sequence_of(int64_t task) const {
@@ -324,7 +327,7 @@ template <class T> class Layers {
     }
 
     // The first keys of a task that comes soon.
-    void fetch(const DecodeLayer& layer, int64_t task) const {
+    void prefetch_task(const DecodeLayer& layer, int64_t task) const {
         const int64_t s = sequence_of(task), keys = flat->positions[flat->starts[s + 1] - 1] + 1;
         for (int64_t k = 0; k < std::min<int64_t>(keys, 128); k += m.page)
             prefetch((const T*)layer.pool + table_of(s)[k / m.page] * m.page * row, std::min(m.page, keys - k) * row);
@@ -354,13 +357,15 @@ template <class T> class Layers {
         const int64_t E = m.experts, K = m.chosen;
         for (int64_t i = first; i < last; i++) rms(x + i * D, layer.mlp_norm, &exact[i * D], D, m.eps);
         for (int64_t p = 0; p < panels(E); p++)
-            meet(last - first, D, [&](int64_t i) { return &exact[(first + i) * D]; }, layer.router + p * D * NB,
-                 E - p * NB, [&](int64_t i, const vf* sums) {
-                     vf s[NV];
-                     for (int64_t x = 0; x * W < E - p * NB && x < NV; x++)
-                         s[x] = m.softmax ? sums[x] : sigmoid(sums[x]);
-                     put<false>(&scores[(first + i) * E + p * NB], s, E - p * NB);
-                 });
+            meet(
+                last - first, D, [&](int64_t i) { return &exact[(first + i) * D]; }, layer.router + p * D * NB,
+                E - p * NB,
+                [&](int64_t i, const vf* sums) {
+                    vf s[NV];
+                    for (int64_t x = 0; x * W < E - p * NB && x < NV; x++)
+                        s[x] = m.softmax ? sums[x] : sigmoid(sums[x]);
+                    put<false>(&scores[(first + i) * E + p * NB], s, E - p * NB);
+                });
         for (int64_t i = first; i < last && m.softmax; i++) {
             float *row = &scores[i * E], total = 0;
             const float top = *std::max_element(row, row + E);
@@ -391,19 +396,22 @@ template <class T> class Layers {
     template <class Token, class Gate>
     void gated(const Part& p, const void* packed, int64_t width, Token token, Gate gate, L* out) const {
         constexpr int half = NV / 2;
-        if (p.begin == 0 && p.end > 0) left(out + p.first * depth<T>(width), p.last - p.first, width, depth<T>(width) - width);
+        if (p.begin == 0 && p.end > 0)
+            left(out + p.first * depth<T>(width), p.last - p.first, width, depth<T>(width) - width);
         for (int64_t n = p.begin; n < p.end; n++)
-            meet(p.last - p.first, D, [&](int64_t i) { return &u[token(p.first + i) * depth<T>(D)]; },
-                 (const T*)packed + n * depth<T>(D) * NB, NB, [&](int64_t i, const vf* sums) {
-                     const float factor = gate(p.first + i);
-                     L* row = out + (p.first + i) * depth<T>(width);
-                     for (int x = 0; x < half; x++) {
-                         const int64_t at = n * (NB / 2) + x * W;
-                         if (at >= width) break;
-                         const vf g = sums[x];
-                         store_up_to(row + at, g * sigmoid(g) * sums[half + x] * factor, width - at);
-                     }
-                 });
+            meet(
+                p.last - p.first, D, [&](int64_t i) { return &u[token(p.first + i) * depth<T>(D)]; },
+                (const T*)packed + n * depth<T>(D) * NB, NB,
+                [&](int64_t i, const vf* sums) {
+                    const float factor = gate(p.first + i);
+                    L* row = out + (p.first + i) * depth<T>(width);
+                    for (int x = 0; x < half; x++) {
+                        const int64_t at = n * (NB / 2) + x * W;
+                        if (at >= width) break;
+                        const vf g = sums[x];
+                        store_up_to(row + at, g * sigmoid(g) * sums[half + x] * factor, width - at);
+                    }
+                });
     }
 
     void experts_up(Worker& w, const DecodeLayer& layer) {
@@ -412,10 +420,11 @@ template <class T> class Layers {
         for (int64_t k = 0; k < m.experts; k++) {
             const auto* mine = w.order.data() + w.begin_of[k];
             // Turn by turn, for an odd panel shall not always be the same thread's.
-            gated(part(false, int((w.thread + k) % threads), w.begin_of[k + 1] - w.begin_of[k], halves),
-                  (const T*)layer.gate_up + k * halves * depth<T>(D) * NB, m.inner,
-                  [&](int64_t i) { return mine[i].first; }, [&](int64_t i) { return mine[i].second; },
-                  &inner[w.begin_of[k] * depth<T>(m.inner)]);
+            gated(
+                part(false, int((w.thread + k) % threads), w.begin_of[k + 1] - w.begin_of[k], halves),
+                (const T*)layer.gate_up + k * halves * depth<T>(D) * NB, m.inner,
+                [&](int64_t i) { return mine[i].first; }, [&](int64_t i) { return mine[i].second; },
+                &inner[w.begin_of[k] * depth<T>(m.inner)]);
         }
     }
 
@@ -425,11 +434,12 @@ template <class T> class Layers {
         for (int64_t k = 0; k < m.experts; k++)
             for (int64_t n = begin; n < end; n++) {
                 const int64_t first = w.begin_of[k];
-                meet(w.begin_of[k + 1] - first, m.inner, [&](int64_t i) { return &inner[(first + i) * width]; },
-                     (const T*)layer.expert_down + (k * panels(D) + n) * width * NB, D - n * NB,
-                     [&](int64_t i, const vf* sums) {
-                         put<true>(x + w.order[first + i].first * D + n * NB, sums, D - n * NB);
-                     });
+                meet(
+                    w.begin_of[k + 1] - first, m.inner, [&](int64_t i) { return &inner[(first + i) * width]; },
+                    (const T*)layer.expert_down + (k * panels(D) + n) * width * NB, D - n * NB,
+                    [&](int64_t i, const vf* sums) {
+                        put<true>(x + w.order[first + i].first * D + n * NB, sums, D - n * NB);
+                    });
             }
     }
 };

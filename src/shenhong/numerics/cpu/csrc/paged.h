@@ -1,58 +1,13 @@
-// Attention over the pages of a cache, and what fused_decode.py tells the kernel of a model and a batch.
+// Attention over the pages of a cache.
 //
 // Legend: N tokens, S sequences, D hidden, H heads, R latent rank, n nope dims, r rope dims, v value dims, e = R + r,
 // G groups of heads with one key (latent attention: 1), J heads of a group, d width of a query, E experts.
 #pragma once
-#include "sampling.h"
+#include "decode.h"
 #include "panels.h"
 #include "team.h"
 
 constexpr int TILE = W == 16 ? 8 : 4;  // columns of a register tile of attention
-
-// Field for field as in fused_decode.py.
-struct DecodeLayer {
-    const float* norm;            // [D]
-    const void* down;             // packed [q + row, D]; q: the queries' rank, or all queries; grouped: q, k, v
-    const float* q_norm;          // [rank] or null; grouped: [d] of each head, or null, and k_norm likewise
-    const void* q_b;              // packed [H (n + r), rank] or null
-    const float* kv_norm;         // [R]
-    const float *k_norm, *qkv_bias;  // grouped only, or null: [d], [(H + 2G) d]
-    const void *uk, *uv, *out;    // packed per head [R, n] and [v, R]; packed [D, H v]
-    const float* mlp_norm;        // [D]
-    const void *dense_gate_up, *dense_down;  // the dense block or the shared expert, or null; gate and up interleaved
-    const float *router, *bias;   // packed [E, D] and [E], or null
-    const void *gate_up, *expert_down;  // packed per expert
-    void* pool;                   // [pages, page, row]; row: e, or 2Gd
-    int64_t dense_inner;
-};
-struct DecodeModel {
-    int64_t dtype, hidden, heads, rank, nope, rope, value, q_rank;
-    int64_t experts, chosen, inner, groups, kept_groups, normalise;
-    int64_t softmax;              // DeepSeek-V2's router: softmax gates, a group counted by its best expert
-    int64_t page, key_heads;      // key_heads: G of grouped queries, 0 for latent attention
-    double scaling, eps, latent_eps, scale;
-    const float *cosine, *sine;   // [positions, r / 2]
-    const DecodeLayer* layers;
-};
-struct DecodeBatch {
-    int64_t threads, first_layer, last_layer, sequences, table_width;
-    const int32_t* starts;        // [S + 1]: tokens of sequence s are starts[s] .. starts[s + 1] - 1
-    const int32_t* positions;     // [N], consecutive within a sequence
-    const int32_t* tables;        // [S, table_width] pages
-    const int64_t* tokens;        // [N] or null: x begins as their embeddings
-    const void* embedding;        // [V, D]
-    const float* last_norm;       // [D]: x ends normed by it
-    float* x;                     // [N, D] residual stream, in and out, if only states are wanted
-    // To go on and write: the head, and of every sequence how much and how. No head: states.
-    const void* head;             // packed [V, D]
-    int64_t vocab, most;          // most: K, the largest room
-    const int32_t* room;          // [S] tokens to write; 0 while the prompt goes on
-    const Sampling* samplings;            // [S, K]
-    const int64_t* stops;         // tokens that end sequence s: stops[stop_starts[s]] .. stops[stop_starts[s + 1] - 1]
-    const int32_t* stop_starts;   // [S + 1]
-    int64_t* written;             // [S, K], out: its tokens, the last perhaps a stop, or -1 where logits are no numbers
-    int32_t* counts;              // [S], out: how many
-};
 
 // How many of the numbers that a vector or two could hold exist, as loads want to know it.
 template <class T> using Some = std::conditional_t<pair<T> == 2, uint32_t, int64_t>;
@@ -60,22 +15,24 @@ template <class T> static inline Some<T> some_of(int64_t n) {
     return pair<T> == 1 ? n : n >= 2 * W ? ~0u : (1u << n) - 1;
 }
 
-// Words 0 .. W - 1 of W rows, so many words apart, turned about: lane i of word j's vector is row i's.
-static inline void transpose(const int32_t* rows, int64_t apart, vi* words) {
+// Words 0 .. W - 1 of W rows, `stride` words from one to the next, transposed: lane i of word j's vector is row i's.
+static inline void transpose_words(const int32_t* rows, int64_t stride, vi* words) {
     // Halves of each four lanes of two vectors, one by one and two by two.
     const vi low = each_lane([](int i) { return i / 4 * 4 + i % 4 / 2 + i % 2 * W; }), high = low + 2;
     const vi low_two = each_lane([](int i) { return i / 4 * 4 + i % 2 + i % 4 / 2 * W; }), high_two = low_two + 2;
-    UNROLL for (int k = 0; k < W; k += 4) {
+    UNROLL
+    for (int k = 0; k < W; k += 4) {
         vi x[4];  // four words of rows i, 4 + i, 8 + i ...
-        UNROLL for (int i = 0; i < 4; i++) {
+        UNROLL
+        for (int i = 0; i < 4; i++) {
 #if defined(__AVX512F__)
-            auto four = [&](int row) { return _mm_loadu_si128((const __m128i*)(rows + row * apart + k)); };
+            auto four = [&](int row) { return _mm_loadu_si128((const __m128i*)(rows + row * stride + k)); };
             __m512i all = _mm512_castsi128_si512(four(i));
             all = _mm512_mask_broadcast_i32x4(all, 0x00f0, four(4 + i));
             all = _mm512_mask_broadcast_i32x4(all, 0x0f00, four(8 + i));
             x[i] = (vi)_mm512_mask_broadcast_i32x4(all, 0xf000, four(12 + i));
 #else
-            for (int g = 0; g < W; g += 4) std::memcpy((int32_t*)&x[i] + g, rows + (g + i) * apart + k, 16);
+            for (int g = 0; g < W; g += 4) std::memcpy((int32_t*)&x[i] + g, rows + (g + i) * stride + k, 16);
 #endif
         }
         const vi a = __builtin_shuffle(x[0], x[1], low), b = __builtin_shuffle(x[2], x[3], low);
@@ -105,24 +62,24 @@ template <class T> static inline void load_columns(const T* const* rows, int64_t
 }
 
 // Attention of a few columns (token t, head h of a group: column t J + h) of one sequence over its pages. W keys at a
-// time are turned so that each has a lane, and all columns meet them. In a cache row the group's key has its first e
+// time are transposed so that each has a lane, and all columns meet them. In a cache row the group's key has its first e
 // numbers, its value those from value_at on.
 template <class T> class Columns {
     using L = Left<T>;
     DecodeModel m;
     int64_t e, row, values, value_at, words;
-    std::vector<T> nothing;          // a row behind the last key
+    std::vector<T> nothing;  // a row behind the last key
     std::vector<const T*> keys;
-    std::vector<vi> turned, copy;    // [words] of W keys, and W keys of so many words
-    Buffer<float> scores;            // [columns, keys]
-    Buffer<L> shares;                // likewise
+    std::vector<vi> transposed, copy;  // [words] of W keys, and W keys of so many words
+    Buffer<float> scores;              // [columns, keys]
+    Buffer<L> probabilities;           // likewise
 
-  public:
+public:
     void begin(const DecodeModel& model) {
         m = model, e = m.rank + m.rope, row = m.key_heads ? 2 * m.key_heads * m.value : e;
         values = m.key_heads ? m.value : m.rank, value_at = m.key_heads ? m.value : 0;
         words = depth<T>(e) / pair<T>;
-        nothing.assign(row, T{}), turned.resize((words + W - 1) / W * W), copy.resize(turned.size());
+        nothing.assign(row, T{}), transposed.resize((words + W - 1) / W * W), copy.resize(transposed.size());
     }
 
     // pool: rows begin with the group's key. queries(j): column j's [e]; out(j): where its values go; length[j]: keys
@@ -135,100 +92,107 @@ template <class T> class Columns {
         for (int64_t s = 0; s < longest; s += m.page)
             for (int64_t i = 0; i < std::min(m.page, longest - s); i++)
                 keys[s + i] = pool + (table[s / m.page] * m.page + i) * row;
-        scores.grow(columns * padded), shares.grow(columns * padded);
+        scores.grow(columns * padded), probabilities.grow(columns * padded);
         const L* query[MOST];
         for (int j = 0; j < columns; j++) query[j] = queries(j);
         for (int64_t s = 0; s < padded; s += W) {
-            turn(s);
+            transpose_keys(s);
             for (int j = 0; j < columns; j += TILE)
                 exactly<TILE>(std::min(TILE, columns - j),
                               [&](auto count) { score<count>(query + j, &scores[j * padded + s], padded); });
         }
         vf inverse[MOST], sums[TILE][2];
         for (int j = 0; j < columns; j++)
-            inverse[j] = splat(1.f / softmax(&scores[j * padded], &shares[j * padded], padded, length[j]));
+            inverse[j] = splat(1.f / softmax(&scores[j * padded], &probabilities[j * padded], padded, length[j]));
         for (int64_t i = 0; i < values; i += 2 * W)
             for (int j = 0; j < columns; j += TILE) {
                 const int some = std::min(TILE, columns - j);
-                // Together as far as all see, then each to its own end: what a column does not see may be no number,
-                // and even a share of zero would bring that in.
+                // Together as far as all see, then each to its own end: what a column does not see may not be a number,
+                // and even a probability of zero would bring that in.
                 const int64_t shortest = *std::min_element(length + j, length + j + some);
                 const int64_t common = shortest == longest ? longest : shortest / pair<T> * pair<T>;
-                exactly<TILE>(some, [&](auto count) { weigh<count>(common, i, &shares[j * padded], padded, sums); });
-                for (int x = 0; x < some; x++) end(common, length[j + x], i, &shares[(j + x) * padded], sums[x]);
+                exactly<TILE>(some,
+                              [&](auto count) { weigh<count>(common, i, &probabilities[j * padded], padded, sums); });
+                for (int x = 0; x < some; x++) end(common, length[j + x], i, &probabilities[(j + x) * padded], sums[x]);
                 for (int x = 0; x < some; x++)
                     for (int y = 0; y < 2 && i + y * W < values; y++)
                         store_up_to(out(j + x) + i + y * W, sums[x][y] * inverse[j + x], values - i - y * W);
             }
     }
 
-  private:
-    // What M columns make of the turned keys. Like weigh a function of its own, so that its sums stay in registers.
-    template <int M> __attribute__((noinline)) void score(const L* const* query, float* out, int64_t apart) const {
+private:
+    // What M columns make of the transposed keys. Like weigh a function of its own, so that its sums stay in registers.
+    template <int M> __attribute__((noinline)) void score(const L* const* query, float* out, int64_t stride) const {
         vf sums[M][2];  // even and odd words, or few columns would wait for their own sums
-        UNROLL for (int x = 0; x < M; x++) sums[x][0] = sums[x][1] = vf{};
+        UNROLL
+        for (int x = 0; x < M; x++) sums[x][0] = sums[x][1] = vf{};
         auto add = [&](int64_t d, int y) {
-            const auto key = load_lanes((const L*)&turned[d]);
-            UNROLL for (int x = 0; x < M; x++)
-                sums[x][y] = add_product(sums[x][y], key, splat_lane(query[x] + d * pair<T>));
+            const auto key = load_lanes((const L*)&transposed[d]);
+            UNROLL
+            for (int x = 0; x < M; x++) sums[x][y] = add_product(sums[x][y], key, splat_lane(query[x] + d * pair<T>));
         };
         for (int64_t d = 0; d + 1 < words; d += 2) add(d, 0), add(d + 1, 1);
         if (words % 2) add(words - 1, 0);
-        UNROLL for (int x = 0; x < M; x++) store(out + x * apart, sums[x][0] + sums[x][1]);
+        UNROLL
+        for (int x = 0; x < M; x++) store(out + x * stride, sums[x][0] + sums[x][1]);
     }
 
-    // Of M columns the values' numbers i .. i + 2W - 1 by their shares.
-    template <int M>
-    __attribute__((noinline)) void weigh(int64_t seen, int64_t i, const L* share, int64_t apart, vf (*out)[2]) const {
+    // Of M columns the values' numbers i .. i + 2W - 1 by their probabilities.
+    template <int M> __attribute__((noinline)) void weigh(int64_t seen, int64_t i, const L* probability, int64_t stride,
+                                                          vf (*out)[2]) const {
         const Some<T> some = some_of<T>(values - i);
         vf sums[M][2];
-        UNROLL for (int x = 0; x < M; x++) sums[x][0] = sums[x][1] = vf{};
+        UNROLL
+        for (int x = 0; x < M; x++) sums[x][0] = sums[x][1] = vf{};
         for (int64_t s = 0; s < seen; s += pair<T>) {
-            decltype(load_lanes(share)) value[2];
+            decltype(load_lanes(probability)) value[2];
             load_columns(&keys[s], value_at + i, some, value);
-            UNROLL for (int x = 0; x < M; x++) {
-                const auto one = splat_lane(share + x * apart + s);
-                UNROLL for (int y = 0; y < 2; y++) sums[x][y] = add_product(sums[x][y], value[y], one);
+            UNROLL
+            for (int x = 0; x < M; x++) {
+                const auto one = splat_lane(probability + x * stride + s);
+                UNROLL
+                for (int y = 0; y < 2; y++) sums[x][y] = add_product(sums[x][y], value[y], one);
             }
         }
-        UNROLL for (int x = 0; x < M; x++)
-            UNROLL for (int y = 0; y < 2; y++) out[x][y] = sums[x][y];
+        UNROLL
+        for (int x = 0; x < M; x++) UNROLL
+        for (int y = 0; y < 2; y++) out[x][y] = sums[x][y];
     }
 
     // One column's keys from .. seen - 1, behind what weigh did.
-    void end(int64_t from, int64_t seen, int64_t i, const L* share, vf (&sums)[2]) const {
+    void end(int64_t from, int64_t seen, int64_t i, const L* probability, vf (&sums)[2]) const {
         for (int64_t s = from; s < seen; s += pair<T>) {
             const T* two[2] = {keys[s], s + 1 < seen ? keys[s + 1] : nothing.data()};
-            decltype(load_lanes(share)) value[2];
+            decltype(load_lanes(probability)) value[2];
             load_columns(two, value_at + i, some_of<T>(values - i), value);
-            for (int y = 0; y < 2; y++) sums[y] = add_product(sums[y], value[y], splat_lane(share + s));
+            for (int y = 0; y < 2; y++) sums[y] = add_product(sums[y], value[y], splat_lane(probability + s));
         }
     }
 
-    // Keys s .. s + W - 1. Where they do not lie in a page as whole vectors of words, a copy of them is turned.
-    void turn(int64_t s) {
+    // Keys s .. s + W - 1. Where they do not lie in a page as whole vectors of words, a copy of them is transposed.
+    void transpose_keys(int64_t s) {
         const int32_t* from = (const int32_t*)keys[s];
-        int64_t apart = row / pair<T>;
+        int64_t stride = row / pair<T>;
         if (s % m.page + W > m.page || sizeof(T) * pair<T> != 4 || e % (W * pair<T>) || row % pair<T>) {
-            apart = int64_t(turned.size());
+            stride = int64_t(transposed.size());
             for (int i = 0; i < W; i++)
                 for (int64_t d = 0; d < words; d += W)
-                    copy[(i * apart + d) / W] = load_words(keys[s + i] + d * pair<T>, some_of<T>(e - d * pair<T>));
+                    copy[(i * stride + d) / W] = load_words(keys[s + i] + d * pair<T>, some_of<T>(e - d * pair<T>));
             from = (const int32_t*)copy.data();
         }
-        for (int64_t d = 0; d < words; d += W) transpose(from + d, apart, &turned[d]);
+        for (int64_t d = 0; d < words; d += W) transpose_words(from + d, stride, &transposed[d]);
     }
 
-    // The first `seen` scores as shares of one column, zeros behind them, and the sum to divide by.
+    // The first `seen` scores as probabilities of one column, zeros behind them, and the sum to divide by.
     __attribute__((noinline)) float softmax(const float* in, L* out, int64_t padded, int32_t seen) const {
         const vi lane = each_lane([](int i) { return i; });
         vf top = splat(-INFINITY), total{};
         for (int32_t s = 0; s < seen; s += W) top = max(top, lane + s < seen ? load(in + s) : splat(-INFINITY));
         const float peak = fold(top, [](vf x, vf y) { return max(x, y); }), scale = float(m.scale);
         for (int32_t s = 0; s < padded; s += W) {
-            const vf share = lane + s < seen ? exp((load(in + s) - peak) * scale) : vf{};
-            total += share;
-            store(out + s, share);
+            const vf probability = lane + s < seen ? exp((load(in + s) - peak) * scale) : vf{};
+            total += probability;
+            store(out + s, probability);
         }
         return fold(total, [](vf x, vf y) { return x + y; });
     }

@@ -63,9 +63,10 @@ template <int MOST, class F> static inline void exactly(int number, F f) {
 
 // Fetches what comes next of a panel: a little of it close when few rows wait for nothing else, more of it further off
 // when many compute meanwhile.
-template <int M, class T> static inline void ahead(const T* w) {
+template <int M, class T> static inline void prefetch_panel(const T* w) {
     constexpr int rows = M <= 3 ? 24 : 64, bytes = NB * pair<T> * int(sizeof(T));
-    UNROLL for (int i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)(w + rows * NB) + i, 0, M <= 3 ? 3 : 2);
+    UNROLL
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)(w + rows * NB) + i, 0, M <= 3 ? 3 : 2);
 }
 
 // M rows meet the first V vectors of a packed panel. A function of its own, so that its sums stay in registers
@@ -73,19 +74,24 @@ template <int M, class T> static inline void ahead(const T* w) {
 template <int M, int V, class T>
 __attribute__((noinline)) static void panel_rows(int64_t K, const Left<T>* const* left, const T* w, vf (*out)[NV]) {
     vf sums[M][V];
-    UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int i = 0; i < V; i++) sums[m][i] = vf{};
+    UNROLL
+    for (int m = 0; m < M; m++) UNROLL
+    for (int i = 0; i < V; i++) sums[m][i] = vf{};
     for (int64_t k = 0; k < depth<T>(K); k += pair<T>, w += NB * pair<T>) {
-        ahead<M>(w);
+        prefetch_panel<M>(w);
         decltype(load_lanes(w)) row[V];
-        UNROLL for (int i = 0; i < V; i++) row[i] = load_lanes(w + i * W * pair<T>);
-        UNROLL for (int m = 0; m < M; m++) {
+        UNROLL
+        for (int i = 0; i < V; i++) row[i] = load_lanes(w + i * W * pair<T>);
+        UNROLL
+        for (int m = 0; m < M; m++) {
             const auto x = splat_lane(left[m] + k);
-            UNROLL for (int i = 0; i < V; i++) sums[m][i] = add_product(sums[m][i], row[i], x);
+            UNROLL
+            for (int i = 0; i < V; i++) sums[m][i] = add_product(sums[m][i], row[i], x);
         }
     }
-    UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int i = 0; i < V; i++) out[m][i] = sums[m][i];
+    UNROLL
+    for (int m = 0; m < M; m++) UNROLL
+    for (int i = 0; i < V; i++) out[m][i] = sums[m][i];
 }
 
 // Meets one packed panel [K, NB], of which so many columns are wanted, with `rows` rows a(m) and hands each row's sums
@@ -99,9 +105,8 @@ static inline void meet(int64_t rows, int64_t K, A a, const T* packed, int64_t c
         const Left<T>* left[MR];
         vf sums[MR][NV];
         for (int m = 0; m < M; m++) left[m] = a(m0 + m);
-        exactly<MR>(int(M), [&](auto m) {
-            exactly<NV>(vectors, [&](auto v) { panel_rows<m, v>(K, left, packed, sums); });
-        });
+        exactly<MR>(int(M),
+                    [&](auto m) { exactly<NV>(vectors, [&](auto v) { panel_rows<m, v>(K, left, packed, sums); }); });
         for (int m = 0; m < M; m++) done(m0 + m, sums[m]);
     }
 }

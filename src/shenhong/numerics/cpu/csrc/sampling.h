@@ -8,6 +8,6 @@ struct Sampling {
     double uniform;
 };
 
-// chosen[n]: a token, or -1 where a logit is no number or none is finite.
-extern "C" void shenhong_sample(const float* logits, int64_t stride, int64_t vocab, const Sampling* how, int64_t* chosen,
-                              int64_t rows, int threads);
+// chosen[n]: a token, or -1 where a logit is not a number or none is finite.
+extern "C" void shenhong_sample(const float* logits, int64_t stride, int64_t vocab, const Sampling* how,
+                                int64_t* chosen, int64_t rows, int threads);

@@ -10,7 +10,7 @@
 class Barrier {
     std::atomic<int> waiting{0}, round{0};
 
-  public:
+public:
     int threads = 1;
     void wait() {
         if (threads == 1) return;
@@ -32,7 +32,7 @@ template <class T> class Buffer {
     };
     std::vector<Line> lines;
 
-  public:
+public:
     void grow(int64_t size) {
         const size_t wanted = (size * sizeof(T) + 63) / 64;
         if (lines.size() < wanted) lines.resize(wanted + wanted / 2);
