@@ -101,6 +101,9 @@ class ModelSettings(Settings):
     initializer_range: float = Field(
         0.02, gt=0, description="standard deviation of the first weights"
     )
+    hidden_act: str = Field(
+        "silu", description="activation of the feed-forward blocks: a file in numerics/activations"
+    )
     tie_word_embeddings: bool = Field(False, description="one matrix for embedding and head")
 
 

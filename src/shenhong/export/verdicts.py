@@ -85,6 +85,15 @@ _TABLE = [
         lambda c: not c.num_nextn_predict_layers or c.num_hidden_layers == _MTP_OF_TRANSFORMERS,
         "without the multi-token-prediction layer, which it looks for at number 61 only",
     ),
+    *(
+        Requirement(
+            engine,
+            "refuses",
+            lambda c: c.hidden_act == "silu",
+            "its feed-forward blocks know silu alone, here {c.hidden_act}",
+        )
+        for engine in (LLAMA_CPP, VLLM, SGLANG)
+    ),
     Requirement(
         VLLM,
         "refuses",

@@ -24,7 +24,7 @@ class Layer(nn.Module):
         self.mlp: nn.Module = (
             ExpertBlock(config)
             if config.has_experts(number)
-            else FeedForward(D, config.intermediate_size)
+            else FeedForward(D, config.intermediate_size, config.hidden_act)
         )
 
     def forward(

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from shenhong.errors import ModelError
+from shenhong.numerics.activations import activations
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class ModelConfig:
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
+    hidden_act: str = "silu"  # of the feed-forward blocks: one of numerics.activations
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -158,6 +160,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        if self.hidden_act not in activations():
+            raise ModelError(
+                f"hidden_act is {self.hidden_act!r:.80}; there are {', '.join(activations())}"
+            )
         # A damaged file must not ask for the impossible before anything compares it with the weights.
         for name, most in _AT_MOST.items():
             if (getattr(self, name) or 0) > most:
@@ -303,12 +309,12 @@ def check_type(name: str, annotation: str, value: object) -> None:
     ):
         if part in annotation.replace("Literal", ""):
             kinds += types
-    if "Literal" in annotation:
+    if "Literal" in annotation or annotation == "str":
         kinds += (str,)
     good = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
     if value is None:
         good = "None" in annotation
-    if isinstance(value, str):
+    if isinstance(value, str) and annotation != "str":
         good = good and value in re.findall(r"'(\w+)'", annotation)
     if isinstance(value, int | float) and not -1e300 < value < 1e300:
         good = False  # NaN and infinity among them

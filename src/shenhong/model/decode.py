@@ -213,17 +213,17 @@ class PreparedDecoder:
     def _feed_forward(self, weights: Weights, x_ND: Tensor) -> Tensor:
         u_ND = ops.rms_norm(x_ND, weights.mlp_norm_D, self.config.rms_norm_eps)
         if weights.experts is not None:
-            x_ND = x_ND + route(weights.experts, u_ND)
+            x_ND = x_ND + route(weights.experts, u_ND, self.config.hidden_act)
         if weights.dense is not None:
             gate_up, down = weights.dense
-            x_ND = x_ND + F.linear(ops.swiglu(F.linear(u_ND, gate_up)), down)
+            x_ND = x_ND + F.linear(ops.gated(F.linear(u_ND, gate_up), self.config.hidden_act), down)
         return x_ND
 
     # ---------------------------------------------------------------- kernels
 
     def _fuse(self) -> None:
         """Hands the layers to the kernels if these agree with PyTorch here."""
-        if not kernels_in_use():
+        if not kernels_in_use() or self.config.hidden_act != "silu":  # the kernel knows no other
             return
         batch = Batch(
             np.arange(5) % self.config.vocab_size,
@@ -309,7 +309,7 @@ def _weights(
     return LatentWeights.of(attention, dtype)
 
 
-def route(experts: Experts, u_ND: Tensor) -> Tensor:
+def route(experts: Experts, u_ND: Tensor, act: str) -> Tensor:
     """The routed experts' output [N, D]. Tokens are sorted by expert and each expert runs once; with few tokens only
     the chosen experts' weights are touched."""
     _, chosen_NK, gates_NK = experts.router(u_ND)
@@ -322,7 +322,7 @@ def route(experts: Experts, u_ND: Tensor) -> Tensor:
     for expert, count in enumerate(counts):
         if count:
             rows = slice(begin, begin + count)
-            inner = ops.swiglu(F.linear(sorted_AD[rows], experts.gate_up_E2ID[expert]))
+            inner = ops.gated(F.linear(sorted_AD[rows], experts.gate_up_E2ID[expert]), act)
             torch.mm(inner, experts.down_EDI[expert].T, out=out_AD[rows])
             begin += count
     y_NKD = torch.empty_like(out_AD).index_copy_(0, order, out_AD).view(N, K, -1)

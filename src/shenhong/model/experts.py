@@ -79,6 +79,7 @@ class Experts(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.act = config.hidden_act
         E, D, I = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * I, D))
         self.down_proj = nn.Parameter(torch.empty(E, D, I))
@@ -86,9 +87,8 @@ class Experts(nn.Module):
     def forward(self, x_ND: Tensor, gates_NK: Tensor, chosen_NK: Tensor) -> Tensor:
         plan = ops.moe_plan(chosen_NK, len(self.down_proj))
         dtype = x_ND.dtype
-        return ops.moe_experts(
-            x_ND, gates_NK, plan, self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
-        )
+        gate_up, down = self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
+        return ops.moe_experts(x_ND, gates_NK, plan, gate_up, down, self.act)
 
 
 class ExpertBlock(nn.Module):
@@ -99,7 +99,7 @@ class ExpertBlock(nn.Module):
         self.shared_experts: FeedForward | None = None
         if config.n_shared_experts:
             inner = config.n_shared_experts * config.moe_intermediate_size
-            self.shared_experts = FeedForward(config.hidden_size, inner)
+            self.shared_experts = FeedForward(config.hidden_size, inner, config.hidden_act)
 
     def forward(
         self, x_ND: Tensor, docs: ops.Documents, observe: Observe

@@ -55,13 +55,12 @@ _EXPERTS = (
     "norm_topk_prob",
     "routed_scaling_factor",
 )
-_GENERAL = ("rms_norm_eps", "initializer_range", "tie_word_embeddings")
+_GENERAL = ("hidden_act", "rms_norm_eps", "initializer_range", "tie_word_embeddings")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _MAY_BE_NULL = ("q_lora_rank", *_TOKENS)
 
 _NO_BIAS = "its matrices have no bias here"
 _PLAIN = {
-    "hidden_act": Only(("silu",), "silu", "the feed-forward block is SwiGLU"),
     "attention_bias": Only((False,), False, _NO_BIAS),
 }
 _FULL = "a sliding window is not computed here"
@@ -70,7 +69,7 @@ _LATENT_ONLY = _PLAIN | {
     "moe_layer_freq": Only((1,), 1, "all layers after the dense ones have experts"),
     "mlp_bias": Only((False, None), False, _NO_BIAS),
 }
-_SAID = {"hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0, "use_cache": True}
+_SAID = {"attention_bias": False, "attention_dropout": 0.0, "use_cache": True}
 
 DEEPSEEK_V3 = Family(
     architecture="DeepseekV3ForCausalLM",

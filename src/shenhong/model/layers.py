@@ -39,14 +39,15 @@ class Norm(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """down(silu(gate x) * up x); gate and up run as one product."""
+    """down(activation(gate x) * up x); gate and up run as one product."""
 
-    def __init__(self, hidden: int, inner: int) -> None:
+    def __init__(self, hidden: int, inner: int, act: str = "silu") -> None:
         super().__init__()
+        self.act = act
         self.gate_proj = Matrix(hidden, inner)
         self.up_proj = Matrix(hidden, inner)
         self.down_proj = Matrix(inner, hidden)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         gate_up_2ID = torch.cat((self.gate_proj.weight, self.up_proj.weight)).to(x_ND.dtype)
-        return self.down_proj(ops.swiglu(F.linear(x_ND, gate_up_2ID)))
+        return self.down_proj(ops.gated(F.linear(x_ND, gate_up_2ID), self.act))

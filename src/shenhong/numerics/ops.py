@@ -27,6 +27,7 @@ __all__ = [
     "attention",
     "cross_entropy",
     "documents",
+    "gated",
     "latent_attention",
     "moe_experts",
     "moe_plan",
@@ -48,6 +49,11 @@ def swiglu(gate_up_N2I: Tensor) -> Tensor:
     if fast(gate_up_N2I):
         return SwiGlu.apply(gate_up_N2I)
     return reference.swiglu(gate_up_N2I)
+
+
+def gated(gate_up_N2I: Tensor, act: str = "silu") -> Tensor:
+    """activation(first half) * second half of the last dimension; ``act`` is one of numerics.activations."""
+    return swiglu(gate_up_N2I) if act == "silu" else reference.gated(gate_up_N2I, act)
 
 
 def attention(
@@ -102,12 +108,17 @@ def moe_plan(chosen_NK: Tensor, experts: int) -> Plan:
 
 
 def moe_experts(
-    x_ND: Tensor, gates_NK: Tensor, plan: Plan, w_gate_up_E2ID: Tensor, w_down_EDI: Tensor
+    x_ND: Tensor,
+    gates_NK: Tensor,
+    plan: Plan,
+    w_gate_up_E2ID: Tensor,
+    w_down_EDI: Tensor,
+    act: str = "silu",
 ) -> Tensor:
-    """y = sum_k gate_k * down_k(swiglu(gate_up_k(x))) over the experts of `plan`; gates are fp32. [N, D]."""
-    if fast(x_ND, w_gate_up_E2ID, w_down_EDI):
+    """y = sum_k gate_k * down_k(gated(gate_up_k(x))) over the experts of `plan`; gates are fp32. [N, D]."""
+    if act == "silu" and fast(x_ND, w_gate_up_E2ID, w_down_EDI):
         return Experts.apply(x_ND, gates_NK.float(), plan, w_gate_up_E2ID, w_down_EDI)
-    return reference.moe_experts(x_ND, gates_NK, plan, w_gate_up_E2ID, w_down_EDI)
+    return reference.moe_experts(x_ND, gates_NK, plan, w_gate_up_E2ID, w_down_EDI, act)
 
 
 def cross_entropy(

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shenhong.numerics.activations import activation
+
 SEGMENT = (
     64  # rows: expert segments are multiples of this, so a GEMM library sees few distinct shapes
 )
@@ -111,6 +113,15 @@ def attention(
     return out.to(q_NHd.dtype)
 
 
+def gated(gate_up_N2I: Tensor, act: str = "silu") -> Tensor:
+    """activation(first half) * second half of the last dimension, computed in fp32 at least."""
+    if act == "silu":
+        return swiglu(gate_up_N2I)
+    wide = torch.promote_types(gate_up_N2I.dtype, torch.float32)
+    gate, up = gate_up_N2I.to(wide).chunk(2, dim=-1)
+    return (activation(act)(gate) * up).to(gate_up_N2I.dtype)
+
+
 def moe_plan(chosen_NK: Tensor, experts: int) -> Plan:
     """Sort assignments by expert, by token within an expert. Expert indices outside 0..experts-1 are a bug."""
     flat = chosen_NK.reshape(-1).long()
@@ -131,9 +142,14 @@ def moe_plan(chosen_NK: Tensor, experts: int) -> Plan:
 
 
 def moe_experts(
-    x_ND: Tensor, gates_NK: Tensor, plan: Plan, w_gate_up_E2ID: Tensor, w_down_EDI: Tensor
+    x_ND: Tensor,
+    gates_NK: Tensor,
+    plan: Plan,
+    w_gate_up_E2ID: Tensor,
+    w_down_EDI: Tensor,
+    act: str = "silu",
 ) -> Tensor:
-    """y = sum over the chosen experts of gate * down(swiglu(gate_up(x))). The sum is taken in fp32 at least."""
+    """y = sum over the chosen experts of gate * down(gated(gate_up(x))). The sum is taken in fp32 at least."""
     wide = torch.promote_types(x_ND.dtype, torch.float32)
     chosen = gates_NK.shape[1]
     y = torch.zeros(x_ND.shape, dtype=wide, device=x_ND.device)
@@ -141,7 +157,7 @@ def moe_experts(
         rows = plan.assignment_A[plan.bounds[expert] : plan.bounds[expert + 1]].long()
         rows = rows[rows >= 0]
         token = rows // chosen
-        hidden = swiglu(x_ND[token] @ w_gate_up_E2ID[expert].T).to(wide)
+        hidden = gated(x_ND[token] @ w_gate_up_E2ID[expert].T, act).to(wide)
         hidden = hidden * gates_NK.reshape(-1)[rows, None].to(wide)
         y = y.index_add(0, token, (hidden.to(x_ND.dtype) @ w_down_EDI[expert].T).to(wide))
     return y.to(x_ND.dtype)
