@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from shenhong.engine import Constraint, ahead
+from shenhong.engine import Constraint, multi_step
 from tests.serve.running import Running
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -89,7 +89,7 @@ class Proxy:
 
 def slow(server: Running, patch: pytest.MonkeyPatch, seconds: float = 0.02) -> None:
     """Every token takes so long, and no answer ends by itself before its limit."""
-    patch.setattr(ahead, "STEPS", 1)
+    patch.setattr(multi_step, "STEPS", 1)
     for model in server.hub.models.values():
         engine = model.llm.engine
         step, submit = engine.step, engine.submit
