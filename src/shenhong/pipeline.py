@@ -88,7 +88,7 @@ def train_recipe(
         run_folder = Path(recipe)
         resolved = own_code.load_frozen(run_folder)
     else:
-        resolved = own_code.load_recipe(Path(recipe), list(changes))
+        resolved = own_code.load_recipe(found(Path(recipe)), list(changes))
     path = Path(run_folder) if run_folder else Path("runs") / resolved.name
     run(resolved, path, until)
     return path
@@ -186,11 +186,22 @@ def _readers(first: Stage, stages: list[Stage]) -> list[Stage]:
     return found
 
 
+def found(recipe: Path) -> Path:
+    """A recipe where it is said to be, or else the one of this name that travels with us."""
+    try:
+        return recipe if recipe.exists() else bundled(str(recipe))
+    except RecipeError:
+        return recipe
+
+
 def bundled(name: str) -> Path:
-    """A recipe that travels with the repository. Error: RecipeError when installed without it."""
-    path = Path(__file__).resolve().parents[2] / name
+    """A recipe that travels with the repository or the wheel. Error: RecipeError for none of this name."""
+    here = Path(__file__).resolve()
+    path = here.parents[2] / name  # of a checkout
+    if not path.exists():
+        path = here.parent / "bundled" / name  # of a wheel, which carries them
     if not path.exists():
         raise RecipeError(
-            f"{name} is not beside this installation; run from a checkout of the repository, or give a recipe to 'shenhong train'"
+            f"{name} does not travel with this installation; give a recipe file to 'shenhong train'"
         )
     return path

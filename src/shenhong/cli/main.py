@@ -443,17 +443,17 @@ def train(options: argparse.Namespace) -> None:
         Run(source, write=False)  # says first whether this is a run, and of this version
         recipe, run_path = load_frozen(source, options.allow_code), source
     else:
-        recipe = load_recipe(source, options.changes)
+        recipe = load_recipe(pipeline.found(source), options.changes)
         run_path = options.run or Path("runs") / recipe.name
     if pipeline.run(recipe, run_path, options.until, options.started, options.allow_code):
         print(summary(run_path, domain_of(recipe)))
 
 
 def recipe(options: argparse.Namespace) -> None:
-    from shenhong import explain
+    from shenhong import explain, pipeline
     from shenhong.stages.own_code import load_recipe
 
-    found = load_recipe(options.source) if options.source else None
+    found = load_recipe(pipeline.found(options.source)) if options.source else None
     if options.json:
         _print_json(explain.as_json(explain.reference(found)))
     elif found and not options.explain:
