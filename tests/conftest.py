@@ -133,3 +133,9 @@ def refused(capfd: Captured) -> Callable[..., str]:
         return lines[0]
 
     return refuse
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of few long tests first, so that at the end no process waits for the other's."""
+    first = ("test_wheel.py", "test_registry.py", "test_kill.py", "test_process.py")
+    items.sort(key=lambda item: item.path.name not in first)  # stable

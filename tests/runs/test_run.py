@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from shenhong.errors import RunError
-from shenhong.pipeline import describe
+from shenhong.stages.describe import describe
 from shenhong.runs.events import read_events
 from shenhong.runs.files import atomic_folder, atomic_write
 from shenhong.runs.run import Run
