@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from shenhong.errors import RunError
-from shenhong.stages.describe import describe
 from shenhong.runs.events import read_events
 from shenhong.runs.files import atomic_folder, atomic_write
 from shenhong.runs.run import Run
 from shenhong.serve.page.runs import summary
+from shenhong.stages.describe import describe
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):

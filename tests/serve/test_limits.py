@@ -127,7 +127,7 @@ def test_schemas_are_bounded(served: Running) -> None:
         begun = time.monotonic()
         error = ask(schema).json()["error"]
         assert (error["code"], error["param"]) == (code, "response_format")
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 60  # compiled, they would take for ever
 
 
 def test_multiples_that_people_write_fit() -> None:
