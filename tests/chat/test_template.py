@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from shenhong.chat.template import Template
-from shenhong.chat.thinking import Thinking
 from shenhong.errors import RequestError, ServeError
 from shenhong.tokenizer import Tokenizer
 from shenhong.tokenizer.tokenizer import CHAT_TEMPLATE, SPECIAL
 from tests.conftest import Tiny
-from tests.serve.running import running, with_template
+from tests.serve.running import with_template
 
 PIECES = [*SPECIAL, "<", "｜", "<｜", "User", "｜>", "长城", " a", "\ue000", "</think>"]
 
@@ -70,14 +68,6 @@ def test_every_private_character_at_once_is_refused(template: Template) -> None:
         else:
             with pytest.raises(RequestError, match="private use"):
                 asyncio.run(template.prompt(message))
-
-
-def test_a_prompt_of_no_tokens_is_told(tiny: Tiny, tmp_path: Path) -> None:
-    folder = with_template(tiny.run / "model", tmp_path / "model", "{# nothing #}")
-    with running(folder, tmp_path) as server:
-        reply = server.chat()
-        error = reply.json()["error"]
-        assert (reply.status_code, error["code"], error["param"]) == (400, "empty_prompt", "messages")  # fmt: skip
 
 
 def test_a_long_rendering_of_any_characters_arrives(tiny: Tiny, tmp_path: Path) -> None:
@@ -142,44 +132,3 @@ def test_constant_folding_does_not_hang_the_start(tiny: Tiny, tmp_path: Path) ->
     with Template(folder, Tokenizer.load(folder), 1.0) as template, pytest.raises(RequestError):
         asyncio.run(template.prompt([]))
     assert time.monotonic() - begun < 60
-
-
-@given(
-    st.lists(
-        st.sampled_from(["<think>", "</think>", "a", "<", "<th", "ink>", "/", " b"]), max_size=12
-    ),
-    st.data(),
-)
-def test_thinking_is_cut_the_same_however_it_comes(pieces: list[str], data: st.DataObject) -> None:
-    text = "".join(pieces)
-
-    def cut(parts: list[str]) -> dict[str, str]:
-        thinking, said = Thinking(True, False), {"text": "", "reasoning": ""}
-        for number, part in enumerate(parts):
-            for kind, words in thinking.feed(part, last=number == len(parts) - 1):
-                said[kind] += words
-        return said
-
-    places = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
-    bounds = [0, *places, len(text)]
-    parts = [text[a:b] for a, b in itertools.pairwise(bounds)]
-    whole = cut([text])
-    assert cut(parts) == whole
-    assert not any(
-        tag in words for words in whole.values() for tag in ("<think>",) if tag not in text
-    )
-
-
-def test_thinking_goes_into_its_own_field(tiny: Tiny, tmp_path: Path) -> None:
-    """A template with thinking: what the model writes before </think> is reasoning_content."""
-    folder = with_template(tiny.run / "model", tmp_path / "model", CHAT_TEMPLATE + "<think>\n")
-    with running(folder, tmp_path / "data") as server:
-        message = server.chat(max_tokens=12, seed=1).json()["choices"][0]["message"]
-        assert message["reasoning_content"] and message["content"] == ""
-        chunks = server.openai().chat.completions.create(
-            model=server.model, messages=[{"role": "user", "content": "长城"}], max_tokens=12, seed=1, stream=True
-        )  # fmt: skip
-        deltas = [chunk.choices[0].delta for chunk in chunks]
-        streamed = "".join(getattr(d, "reasoning_content", None) or "" for d in deltas)
-        assert streamed == message["reasoning_content"]
-        assert server.http.get("/api/bootstrap").json()["models"][0]["template_thinking"]

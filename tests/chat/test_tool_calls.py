@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
+import pkgutil
 import sys
 from typing import Any
 
@@ -11,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shenhong.chat.tool_calls import Call, Calls, Offer, format_of, joined
+import shenhong.chat.tool_formats as tool_formats_package
+from shenhong.chat.tool_calls import PROBE_TEXT, Call, Calls, Offer, format_of, joined, squeezed
 from shenhong.chat.tool_formats import tool_formats
 from shenhong.chat.tool_formats.deepseek import FENCED
 from shenhong.chat.tool_formats.glm import GLM
@@ -126,10 +129,10 @@ def test_calls_are_the_same_however_they_come(
 
 
 def test_a_form_of_calls_is_one_file(tmp_path, monkeypatch):
-    import shenhong.chat.tool_formats as formats
-
     (tmp_path / "bracketed.py").write_text(example("chat/tool_formats/bracketed.py"))
-    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+    monkeypatch.setattr(
+        tool_formats_package, "__path__", [*tool_formats_package.__path__, str(tmp_path)]
+    )
     tool_formats.cache_clear()
     try:
         (new,) = (form for form in tool_formats() if form.mark == "[[call]]")
@@ -141,3 +144,14 @@ def test_a_form_of_calls_is_one_file(tmp_path, monkeypatch):
     finally:
         tool_formats.cache_clear()
         sys.modules.pop("shenhong.chat.tool_formats.bracketed", None)
+
+
+def test_no_two_files_write_a_call_alike() -> None:
+    """So the order of the files decides nothing: only formats of one file may differ in white space alone."""
+    files: dict[str, set[str]] = {}
+    for name in sorted(m.name for m in pkgutil.iter_modules(tool_formats_package.__path__)):
+        module = importlib.import_module(f"{tool_formats_package.__name__}.{name}")
+        for one in getattr(module, "FORMATS", ()):
+            for tail in range(len(one.tails)):
+                files.setdefault(squeezed(one.call("f", PROBE_TEXT, tail)), set()).add(name)
+    assert files and all(len(names) == 1 for names in files.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -12,8 +13,9 @@ from openai import OpenAI
 
 from shenhong.engine import Sampling
 from shenhong.llm import LLM
+from shenhong.tokenizer.tokenizer import CHAT_TEMPLATE
 from tests.conftest import Tiny
-from tests.serve.running import Running, begin_with
+from tests.serve.running import Running, begin_with, running, with_template
 
 ASKED: Any = [{"role": "user", "content": "五绝 长城"}]
 
@@ -379,3 +381,26 @@ def test_a_prompt_over_the_context_is_a_400(served: Running, client: OpenAI) -> 
         )
     assert caught.value.code == "context_length_exceeded"
     assert served.chat().status_code == 200
+
+
+def test_a_prompt_of_no_tokens_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    folder = with_template(tiny.run / "model", tmp_path / "model", "{# nothing #}")
+    with running(folder, tmp_path) as server:
+        reply = server.chat()
+        error = reply.json()["error"]
+        assert (reply.status_code, error["code"], error["param"]) == (400, "empty_prompt", "messages")  # fmt: skip
+
+
+def test_thinking_goes_into_its_own_field(tiny: Tiny, tmp_path: Path) -> None:
+    """A template with thinking: what the model writes before </think> is reasoning_content."""
+    folder = with_template(tiny.run / "model", tmp_path / "model", CHAT_TEMPLATE + "<think>\n")
+    with running(folder, tmp_path / "data") as server:
+        message = server.chat(max_tokens=12, seed=1).json()["choices"][0]["message"]
+        assert message["reasoning_content"] and message["content"] == ""
+        chunks = server.openai().chat.completions.create(
+            model=server.model, messages=[{"role": "user", "content": "长城"}], max_tokens=12, seed=1, stream=True
+        )  # fmt: skip
+        deltas = [chunk.choices[0].delta for chunk in chunks]
+        streamed = "".join(getattr(d, "reasoning_content", None) or "" for d in deltas)
+        assert streamed == message["reasoning_content"]
+        assert server.http.get("/api/bootstrap").json()["models"][0]["template_thinking"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shenhong.engine import Sampling
-from shenhong.serve.openai.sampling import defaults_of
+from shenhong.serve.sampling import defaults_of
 from tests.conftest import Tiny
 from tests.serve.running import running
 

@@ -22,9 +22,9 @@ from shenhong.chat.tool_formats.mistral import LISTED, LISTED_CLOSELY, MARKED
 from shenhong.chat.tool_formats.qwen_coder import CODER
 from shenhong.engine import Constraint
 from shenhong.engine.structured import Grammars
-from shenhong.serve.generation import calls_constraint
-from shenhong.serve.openai import api as openai_api
+from shenhong.serve.openai import chat as chat_endpoint
 from shenhong.serve.openai.schemas import ChatRequest, Function
+from shenhong.serve.openai.tools import calls_constraint
 from shenhong.tokenizer import Tokenizer
 from shenhong.tokenizer.tokenizer import SPECIAL
 from tests.conftest import Tiny
@@ -201,7 +201,7 @@ NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
 def test_forced_calls_fit_their_schema(
     client: OpenAI, model: str, choice: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = openai_api.calls_constraint
+    whole = chat_endpoint.calls_constraint
 
     def short(*given: Any) -> Any:
         """This model would think for ever."""
@@ -210,7 +210,7 @@ def test_forced_calls_fit_their_schema(
         lines = ['thought: "hm.</think>"' if "thought[" in x else x for x in value.splitlines()]
         return Constraint("grammar", "\n".join(lines))
 
-    monkeypatch.setattr(openai_api, "calls_constraint", short)
+    monkeypatch.setattr(chat_endpoint, "calls_constraint", short)
     for seed in range(3):
         (answer,) = ask(client, model, tool_choice=choice, seed=seed, max_tokens=900).choices
         assert answer.message.content is None and answer.finish_reason == "tool_calls"
@@ -289,7 +289,7 @@ def test_auto_is_text_or_calls(
     one = '{\\"name\\": \\"time\\", \\"arguments\\": {}}'
     wrong = '{\\"name\\": \\"rm\\", \\"arguments\\": {}}'
     said = f'start: "Wait a <tool\\n<tool_call>{wrong}</tool_call>\\n<tool_call>\\n{one}\\n</tool_call>"'
-    monkeypatch.setattr(openai_api, "calls_constraint", lambda *_: Constraint("grammar", said))
+    monkeypatch.setattr(chat_endpoint, "calls_constraint", lambda *_: Constraint("grammar", said))
     for more in ({}, {"tool_choice": "auto"}):
         message = ask(client, **more).choices[0].message
         assert [call.function.name for call in message.tool_calls] == ["time"]

@@ -65,16 +65,16 @@ def environment() -> ImmutableSandboxedEnvironment:
     )
     made.filters["tojson"] = to_json
     made.globals["raise_exception"] = refuse
-    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    made.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
     return made
 
 
 def render(template, variables: dict) -> str:
-    pieces, room = [], CHARACTERS
+    pieces, characters_left = [], CHARACTERS
     for piece in template.generate(**variables):
         pieces.append(piece)
-        room -= len(piece)
-        if room < 0:
+        characters_left -= len(piece)
+        if characters_left < 0:
             raise TemplateError(f"it writes more than {CHARACTERS} characters")
     return "".join(pieces)
 

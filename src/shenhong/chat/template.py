@@ -30,9 +30,9 @@ AT_ONCE = 8  # renderings
 LONG = 10_000  # characters
 START_SECONDS = 10.0
 SECONDS = 2.0  # one rendering may take, where nobody says otherwise
-# Of a model that was never tuned to talk: it goes on with what was said.
+# Of a model that was never tuned to talk: it goes on with the bare text.
 CONTINUE = "{{ begin }}{{ messages | map(attribute='content') | join('\n') }}"
-NEVER = "(?!)"  # what a tokenizer without special tokens has to be looked for
+NEVER = "(?!)"  # matches nothing: the pattern of a tokenizer without special tokens
 OURS = {
     "messages",
     "add_generation_prompt",
@@ -162,14 +162,16 @@ class Template:
         `more`: further variables of the template. Errors: RequestError where it refuses, loops or explodes; ServeError where its
         process is gone.
         """
-        said_all: list[dict[str, Any]] = [dict(message) for message in messages]
-        for message in said_all:
+        plain: list[dict[str, Any]] = [dict(message) for message in messages]
+        for message in plain:
             if self.tokenizer.simplify and isinstance(text := message.get("content"), str):
                 message["content"] = normalise(text)
-        given = {"messages": said_all, "tools": list(tools) or None, **(more or {})}
-        said = json.dumps(given, ensure_ascii=False)
+        given = {"messages": plain, "tools": list(tools) or None, **(more or {})}
+        written = json.dumps(given, ensure_ascii=False)
         private = map(chr, range(0xE000, 0xF900))
-        mark = next((c for c in private if c not in said and _escaped(ord(c)) not in said), None)
+        mark = next(
+            (c for c in private if c not in written and _escaped(ord(c)) not in written), None
+        )
         if mark is None:
             raise RequestError(
                 "every character for private use stands in it; leave one out", "messages"

@@ -1,4 +1,4 @@
-"""Thinking: what a model writes between <think> and </think>, told apart from its answer while both come in pieces."""
+"""Thinking: what a model writes between <think> and </think>, kept apart from its answer while both come in deltas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def may_begin(text: str, tag: str) -> int:
 
 
 class Thinking:
-    """Cuts text that comes in pieces into ("reasoning", …) and ("text", …); a tag that may be coming is held back."""
+    """Cuts text that comes in deltas into ("reasoning", …) and ("text", …); a tag that may be coming is held back."""
 
     def __init__(self, enabled: bool, inside: bool) -> None:
         self.enabled, self.inside, self._held = enabled, inside, ""

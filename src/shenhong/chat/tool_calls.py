@@ -149,23 +149,23 @@ def pair_of(*around: str) -> re.Pattern[str]:
 
 def value_of(text: str, schema: Any) -> str:
     """A value as JSON. These forms write strings as they are and all else as JSON; the schema says which it is."""
-    said = schema if isinstance(schema, dict) else {}
-    one_of = said.get("enum")
-    if said.get("type") != "string" and not (isinstance(one_of, list) and text in one_of):
+    known = schema if isinstance(schema, dict) else {}
+    one_of = known.get("enum")
+    if known.get("type") != "string" and not (isinstance(one_of, list) and text in one_of):
         try:
-            json.loads(text, parse_constant=no_number)
+            json.loads(text, parse_constant=not_json)
             return text
         except (ValueError, RecursionError):
             pass
     return json.dumps(text, ensure_ascii=False)
 
 
-def no_number(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
+def not_json(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
 
 
 class Calls:
-    """Takes calls out of text that comes in pieces. White space before and behind calls and texts is dropped."""
+    """Takes calls out of text that comes in deltas. White space before and behind calls and texts is dropped."""
 
     def __init__(self, offer: Offer) -> None:
         form = self.format = offer.tool_format
@@ -178,12 +178,12 @@ class Calls:
             self._next += self._heads(form.more)
         self._pair = form.pair and pair_of(*form.pair)
         self._name, self._first_pair = "", True  # of the call that is read
-        self._rest = ""  # what is not told yet
+        self._rest = ""  # what is not emitted yet
         self._last = False
         self._reader: Callable[[], bool] = self._text
-        self._begun = False  # a text
+        self._started = False  # a text
         self._depth, self._quoted, self._escaped = 0, False, False  # in arguments
-        self._said, self._news = "", list[Call]()
+        self._delta, self._news = "", list[Call]()
 
     def _heads(self, before: str) -> list[Wanted]:
         pair, (tail, *_) = self.format.pair, self.format.tails
@@ -196,31 +196,31 @@ class Calls:
     def feed(self, text: str, last: bool = False) -> tuple[str, list[Call]]:
         """What is certain now: text, and calls or more of the last one."""
         self._rest, self._last = self._rest + text, last
-        self._said, self._news = "", []
+        self._delta, self._news = "", []
         while self._reader():
             pass
-        return self._said, self._news
+        return self._delta, self._news
 
     # Each reader takes what is certain off the rest; True: another one goes on.
 
     def _text(self) -> bool:
         mark, rest = self.format.mark, self._rest
-        at = rest.find(mark) if mark or not self._begun else -1
+        at = rest.find(mark) if mark or not self._started else -1
         if at < 0:
             sure = len(rest) if self._last or not mark else len(rest) - may_begin(rest, mark)
-            self._say(sure if self._last or not mark else len(rest[:sure].rstrip()))
+            self._emit_text(sure if self._last or not mark else len(rest[:sure].rstrip()))
             return False
         before = len(rest[:at].rstrip())
         led = behind(rest, self._lead, at) is not None  # before each name is looked at
         name, end = self._which(rest, self._first, at) if led else ("", None)
         if end == COMING and not self._last:
-            self._say(before)
+            self._emit_text(before)
             return False
         if end is None or end == COMING:
-            self._say(at + len(mark) if mark else len(rest))
+            self._emit_text(at + len(mark) if mark else len(rest))
             return bool(mark)
-        self._say(before)
-        return self._begin(name, end - before)
+        self._emit_text(before)
+        return self._start_call(name, end - before)
 
     def _arguments(self) -> bool:
         for at, char in enumerate(self._rest):
@@ -249,17 +249,17 @@ class Calls:
             properties = self._schemas[self._name].get("properties")
             schema = properties.get(found[1]) if isinstance(properties, dict) else None
             key = json.dumps(found[1], ensure_ascii=False)
-            self._tell(f"{'{' if self._first_pair else ', '}{key}: {value_of(found[2], schema)}")
+            self._emit(f"{'{' if self._first_pair else ', '}{key}: {value_of(found[2], schema)}")
             self._rest, self._first_pair = self._rest[found.end() :], False
             return True
         _, end = self._which(self._rest, self._tails)
-        begun = behind(self._rest, signs(self.format.pair[0])) is not None
-        if begun and not self._last:
+        opened = behind(self._rest, signs(self.format.pair[0])) is not None
+        if opened and not self._last:
             return False
         if end == COMING:
             return self._wait()
         if end is not None:
-            self._tell("{}" if self._first_pair else "}")
+            self._emit("{}" if self._first_pair else "}")
         self._reader = self._text if end is None else self._tail  # text: it is broken or cut
         return True
 
@@ -277,7 +277,7 @@ class Calls:
         if end == COMING:
             return self._wait()
         if name and end is not None:
-            return self._begin(name, end)
+            return self._start_call(name, end)
         self._rest = self._rest[end or 0 :]
         self._reader = self._text
         return True
@@ -299,25 +299,25 @@ class Calls:
             self._rest = ""
         return False
 
-    def _begin(self, name: str, end: int) -> bool:
+    def _start_call(self, name: str, end: int) -> bool:
         self._news.append(Call(new_call_id(), name, ""))
         self._rest = self._rest[end:].lstrip()
         self._depth, self._quoted, self._escaped = 0, False, False
         self._name, self._first_pair = name, True
-        self._begun, self._reader = False, self._pairs if self._pair else self._arguments
+        self._started, self._reader = False, self._pairs if self._pair else self._arguments
         return True
 
-    def _tell(self, arguments: str) -> None:
+    def _emit(self, arguments: str) -> None:
         self._news.append(Call("", "", arguments))
 
     def _more(self, end: int, reader: Callable[[], bool]) -> bool:
         if end:
-            self._tell(self._rest[:end])
+            self._emit(self._rest[:end])
         self._rest, self._reader = self._rest[end:], reader
         return True
 
-    def _say(self, end: int) -> None:
+    def _emit_text(self, end: int) -> None:
         text, self._rest = self._rest[:end], self._rest[end:]
-        text = text if self._begun else text.lstrip()
-        self._begun = self._begun or bool(text)
-        self._said += text
+        text = text if self._started else text.lstrip()
+        self._started = self._started or bool(text)
+        self._delta += text

@@ -17,8 +17,7 @@ from shenhong.serve.http import ops
 from shenhong.serve.http.faults import HANDLERS, Fault
 from shenhong.serve.http.guard import Guard
 from shenhong.serve.hub import Hub
-from shenhong.serve.openai import api as openai_api
-from shenhong.serve.openai import responses
+from shenhong.serve.openai import chat, completions, models, responses
 from shenhong.serve.page import chats, runs
 from shenhong.serve.page.jobs import Jobs
 
@@ -64,7 +63,7 @@ def create_app(hub: Hub) -> FastAPI:
     )
     app.state.hub = hub
     app.state.jobs = Jobs(hub)
-    for part in (openai_api, responses, ops, chats, runs):
+    for part in (chat, completions, models, responses, ops, chats, runs):
         app.include_router(part.router)
     app.router.default = page
     app.add_middleware(Guard, settings=hub.settings, keys=hub.keys)

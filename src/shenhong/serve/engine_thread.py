@@ -139,7 +139,7 @@ class EngineThread:
         return streams
 
     async def _prepare(self, streams: list[Stream]) -> None:
-        """Each stream's own matcher; texts of one form have it compiled once."""
+        """Each stream's own matcher; equal constraints are compiled once."""
         made: dict[Constraint, Matcher] = {}
         for stream in streams:
             if (constraint := stream.request.constraint) is not None:
@@ -151,7 +151,7 @@ class EngineThread:
         """In a thread nobody waits for at the end, not even the process. Fault: 400."""
         found: asyncio.Future[Matcher] = self._loop.create_future()
 
-        def tell(matcher: Matcher | None, error: Exception | None) -> None:
+        def resolve(matcher: Matcher | None, error: Exception | None) -> None:
             self._compiling.release()
             if not found.done():
                 found.set_exception(error) if error else found.set_result(cast(Matcher, matcher))
@@ -162,7 +162,7 @@ class EngineThread:
                 matcher = self.engine.compiled(constraint)
             except Exception as raised:
                 error = raised
-            self._call(lambda: tell(matcher, error))
+            self._call(lambda: resolve(matcher, error))
 
         try:
             async with asyncio.timeout(COMPILE_SECONDS):
@@ -256,7 +256,7 @@ class EngineThread:
             self._put(found)
 
     def _broke(self, error: Exception) -> None:
-        """A step raised: everyone in it is told, and the engine goes on empty. Where it cannot, it has failed for good."""
+        """A step raised: every reader gets an error, and the engine goes on empty. Where it cannot, it has failed for good."""
         log.error("the engine of %s failed", self.name, exc_info=error)
         self.failures += 1
         streams, self._streams = list(self._streams.values()), {}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from fastapi import Request
 
 from shenhong import domains
 from shenhong.chat.template import Template
@@ -23,8 +24,8 @@ from shenhong.serve.engine_thread import EngineThread
 from shenhong.serve.http.faults import Fault
 from shenhong.serve.http.guard import Keys
 from shenhong.serve.http.limits import Meter
-from shenhong.serve.openai.sampling import defaults_of
 from shenhong.serve.page.store import Store
+from shenhong.serve.sampling import defaults_of
 from shenhong.serve.settings import Settings, default_data
 
 P = ParamSpec("P")
@@ -93,7 +94,7 @@ class Hub:
         self.settings, self.limits = settings, settings.limits
         self.keys, self.meter = Keys(settings.keys), Meter(settings.limits, bool(settings.keys))
         self.counts: Counter[tuple[str, ...]] = Counter()  # for /metrics
-        self.begun = time.time()
+        self.started = time.time()
         self.draining = False
         self.store = Store((settings.data or default_data()) / "chats.db")
         try:
@@ -142,3 +143,12 @@ class Hub:
     def answering(self) -> int:
         """How many answers are running or waiting."""
         return sum(len(model.thread.live) for model in self.models.values())
+
+
+def hub_of(request: Request) -> Hub:
+    return request.app.state.hub
+
+
+def owner_of(request: Request) -> str:
+    """Whose request it is, as the guard found out."""
+    return request.state.owner

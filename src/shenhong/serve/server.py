@@ -20,7 +20,7 @@ import uvicorn
 
 from shenhong.errors import ServeError
 from shenhong.serve.app import create_app
-from shenhong.serve.http.connection import within
+from shenhong.serve.http.connection import timeout_protocol
 from shenhong.serve.http.faults import stopping
 from shenhong.serve.http.guard import is_loopback
 from shenhong.serve.hub import Hub, Served
@@ -93,7 +93,7 @@ class Server(uvicorn.Server):
         self._drain = asyncio.create_task(self._finish())
 
     async def _finish(self) -> None:
-        """Wait for the answers, then tell those left and end."""
+        """Wait for the answers, then end those that are left with an error, and stop."""
         hub, loop = self.hub, asyncio.get_running_loop()
         waiting = hub.answering()
         if waiting:
@@ -125,7 +125,7 @@ def config_of(hub: Hub, log_level: str = "warning") -> uvicorn.Config:
     """How uvicorn runs the application."""
     return uvicorn.Config(
         create_app(hub),
-        http=within(hub.limits.slow_head_seconds, hub.limits.slow_reader_seconds),
+        http=timeout_protocol(hub.limits.slow_head_seconds, hub.limits.slow_reader_seconds),
         log_level=log_level,
         access_log=False,
         lifespan="on",

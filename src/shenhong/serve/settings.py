@@ -1,4 +1,4 @@
-"""What a server is told at its start: where it listens, who may ask, and how much one caller may ask for."""
+"""What a server is started with: where it listens, who may ask, and how much one caller may ask for."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Connections that keep the server waiting are closed: the head of a request must come whole within a set time, and
-what is sent must be taken.
+"""Time limits on connections: the head of a request must arrive whole within a set time, and what is sent must be read.
 
 uvicorn bounds how long a connection may be idle between requests, and `guard` how long a body may take; without this,
-who sends one byte of a header now and then (slowloris), or asks and never reads, would hold a connection for ever.
+a client that sends one byte of a header now and then (slowloris), or never reads its answer, would hold a connection for ever.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ import asyncio
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-PROGRESS = 65_536  # bytes; who takes fewer takes nothing
+PROGRESS = 65_536  # bytes; a reader that takes fewer counts as stuck
 
 
-class Prompt(H11Protocol):
+class TimeoutProtocol(H11Protocol):
     """One connection. `head_seconds`: from its first byte, or from the connection's begin for the first request.
 
     `reader_seconds`: how long the other side may take nothing of what waits for it.
@@ -50,9 +49,9 @@ class Prompt(H11Protocol):
 
     def _wait_for_reader(self) -> None:
         waits = self.transport.get_write_buffer_size()
-        self._stuck = self.loop.call_later(self.reader_seconds, self._look, waits)
+        self._stuck = self.loop.call_later(self.reader_seconds, self._check_progress, waits)
 
-    def _look(self, waited: int) -> None:
+    def _check_progress(self, waited: int) -> None:
         """Closing would wait for the reader again, so the connection is cut."""
         if self.transport.get_write_buffer_size() > waited - PROGRESS:
             self.transport.abort()
@@ -65,7 +64,7 @@ class Prompt(H11Protocol):
             self._stuck = None
 
     def _watch(self) -> None:
-        """Starts the time of a head that has begun to come, and ends that of one that is whole.
+        """Starts the time of a head that has started to come, and ends that of one that is whole.
 
         What is left of a body when its answer is already sent has only as long.
         """
@@ -85,8 +84,10 @@ class Prompt(H11Protocol):
             self._late = None
 
 
-def within(head_seconds: float, reader_seconds: float) -> type[Prompt]:
-    """The protocol that waits so long."""
+def timeout_protocol(head_seconds: float, reader_seconds: float) -> type[TimeoutProtocol]:
+    """The protocol with these time limits."""
     return type(
-        "Prompt", (Prompt,), {"head_seconds": head_seconds, "reader_seconds": reader_seconds}
+        "TimeoutProtocol",
+        (TimeoutProtocol,),
+        {"head_seconds": head_seconds, "reader_seconds": reader_seconds},
     )

@@ -154,7 +154,7 @@ class Hosts:
 
 
 class Guard:
-    """ASGI middleware; puts the owner into scope["state"]. What goes wrong behind it is told as every other fault is."""
+    """ASGI middleware; puts the owner into scope["state"]. An error behind it becomes a fault like every other."""
 
     def __init__(self, app: ASGIApp, settings: Settings, keys: Keys) -> None:
         self.app, self.settings, self.keys = app, settings, keys
@@ -166,12 +166,12 @@ class Guard:
                 await self.app(scope, receive, send)
             return
 
-        begun = False
+        started = False
 
         async def guarded(message: Message) -> None:
-            nonlocal begun
+            nonlocal started
             if message["type"] == "http.response.start":
-                begun = True
+                started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
@@ -189,7 +189,7 @@ class Guard:
         try:
             await self.app(scope, receive, guarded)
         except Exception:
-            if begun:
+            if started:
                 raise  # the connection is closed, so the answer is seen to be half
             log.exception("%s %s failed", scope["method"], scope["path"])
             await crashed().response()(scope, receive, guarded)
@@ -226,10 +226,10 @@ class Guard:
             raise too_large
         chunks, size = [], 0
         loop = asyncio.get_running_loop()
-        begun = loop.time()
+        started = loop.time()
         while True:
             # Every 64 KB that came give time for more, so a body by drops ends too.
-            until = begun + limits.slow_reader_seconds * (1 + size / 65_536)
+            until = started + limits.slow_reader_seconds * (1 + size / 65_536)
             try:
                 async with asyncio.timeout_at(until):
                     message = await receive()
@@ -245,7 +245,7 @@ class Guard:
                 break
         body = b"".join(chunks)
         if body:
-            # A large body is looked at beside the event loop: others go on meanwhile.
+            # A large body is checked in another thread, so that others go on meanwhile.
             if size > 65_536:
                 await asyncio.to_thread(_check_json, body, limits.max_json_depth)
             else:
@@ -254,7 +254,7 @@ class Guard:
 
 
 def _check_json(body: bytes, most: int) -> None:
-    """Fault: 400 where the body is not UTF-8, nests too deep, or is not strict JSON that can be said again."""
+    """Fault: 400 where the body is not UTF-8, nests too deep, or is not strict JSON that can be written again."""
     try:
         text = body.decode()
     except UnicodeDecodeError as error:

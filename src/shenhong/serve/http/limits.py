@@ -1,4 +1,4 @@
-"""How much one caller may ask for: nesting of a body, and requests and tokens a minute and key."""
+"""How much one caller may ask for: how deep a body may nest, and requests and tokens a minute for each key."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from shenhong.serve.openai.api import hub_of
+from shenhong.serve.hub import hub_of
 
 router = APIRouter()
 
@@ -33,7 +33,7 @@ async def metrics(request: Request) -> PlainTextResponse:
     """In Prometheus' text format."""
     hub = hub_of(request)
     page = _Page()
-    page.add("uptime_seconds", "gauge", "since the server began", time.time() - hub.begun)
+    page.add("uptime_seconds", "gauge", "since the server began", time.time() - hub.started)
     for (kind, name), count in sorted(c for c in hub.counts.items() if c[0][0] == "answers"):
         page.add(f"{kind}_total", "counter", "answers that ended", count, model=name)
     for key, count in sorted(c for c in hub.counts.items() if c[0][0] == "responses"):

@@ -65,9 +65,9 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _pump(self, send: Send) -> None:
-        async for piece in self.source:
+        async for chunk in self.source:
             self.sent = time.monotonic()
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def _stay_alive(self, send: Send) -> None:
         """A comment where nothing else was sent for a while."""
@@ -99,11 +99,11 @@ async def unless_gone(request: Request, work: Any) -> Any:
         await asyncio.gather(task, left, return_exceptions=True)
 
 
-async def faults_told(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+async def faults_as_events(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     """After the head of a stream is sent, an error can only be an event."""
     try:
-        async for piece in source:
-            yield piece
+        async for chunk in source:
+            yield chunk
     except Fault as fault:
         yield event(fault.body())
     except ShenhongError as error:

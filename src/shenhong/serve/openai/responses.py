@@ -10,50 +10,45 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from shenhong.serve.answer import Answer, Delta, close, merged
 from shenhong.serve.engine_thread import Stream
-from shenhong.serve.generation import (
-    Answer,
-    Ask,
-    Fields,
-    Piece,
-    begin,
-    constraint_of,
-    text_of_content,
-    thought_before,
-)
+from shenhong.serve.generation import FieldNames, GenerationRequest, start
 from shenhong.serve.http import sse
 from shenhong.serve.http.faults import Fault, bad
+from shenhong.serve.http.fields import SamplingFields
 from shenhong.serve.hub import Served
-from shenhong.serve.openai.api import close, opening, together
-from shenhong.serve.openai.schemas import Drawing, ReasoningItem, ResponsesRequest
+from shenhong.serve.openai.admission import admit
+from shenhong.serve.openai.constraints import constraint_of
+from shenhong.serve.openai.messages import text_of_content, thought_before
+from shenhong.serve.openai.schemas import ReasoningItem, ResponsesRequest
 from shenhong.serve.page.store import new_id
 
 router = APIRouter()
 
-Told = tuple[str, dict[str, Any]]  # an event: its kind and what it says
+Event = tuple[str, dict[str, Any]]  # its kind and its data
 
 
 @router.post("/v1/responses")
 async def responses(request: Request, body: ResponsesRequest) -> Response:
-    hub, owner, model = opening(request, body)
+    hub, owner, model = admit(request, body)
     if body.stream_options and body.stream_options.include_usage:
         raise bad("a response always tells its usage", "stream_options.include_usage")
     prompt, thinking = await model.template.prompt(_messages(model, body))
-    form = body.text.format if body.text else None
-    ask = Ask(
+    text_format = body.text.format if body.text else None
+    generation = GenerationRequest(
         prompt,
-        Drawing(temperature=body.temperature, top_p=body.top_p),
+        SamplingFields(temperature=body.temperature, top_p=body.top_p),
         max_tokens=body.max_output_tokens,
-        constraint=constraint_of(hub.limits, form, None),
+        constraint=constraint_of(hub.limits, text_format, None),
         thinking=thinking,
-        fields=Fields("input", "max_output_tokens", "text"),
+        names=FieldNames("input", "max_output_tokens", "text"),
     )
-    streams = await sse.unless_gone(request, begin(hub, model, owner, [ask]))
+    streams = await sse.unless_gone(request, start(hub, model, owner, [generation]))
     made = _Response(model, body)
     if body.stream:
-        told = _told(_events(model, streams, ask, made))
-        return sse.EventStream(told, lambda: close(streams))
-    await sse.unless_gone(request, _write(model, streams, ask, made))
+        encoded = _encoded(_events(model, streams, generation, made))
+        return sse.EventStream(encoded, lambda: close(streams))
+    await sse.unless_gone(request, _write(model, streams, generation, made))
     return JSONResponse(made.now())
 
 
@@ -80,7 +75,7 @@ def _messages(model: Served, body: ResponsesRequest) -> list[dict[str, Any]]:
 
 
 class _Response:
-    """The object of one response as it stands at each moment; `begin`, `add` and `end` tell what changes."""
+    """The object of one response as it stands at each moment; `start`, `add` and `end` give the events of what changes."""
 
     def __init__(self, model: Served, body: ResponsesRequest) -> None:
         self.model, self.body = model, body
@@ -90,36 +85,36 @@ class _Response:
         self.items: list[_Item] = []
         self.answer = Answer()
 
-    def begin(self) -> Iterator[Told]:
+    def start(self) -> Iterator[Event]:
         for kind in ("response.created", "response.in_progress"):
             yield kind, {"response": self.now()}
 
-    def add(self, piece: Piece) -> Iterator[Told]:
+    def add(self, delta: Delta) -> Iterator[Event]:
         """A new item begins where the answer turns from thinking to text or back."""
-        self.answer.add(piece)
-        for part, text in piece.said:
+        self.answer.add(delta)
+        for part, text in delta.texts:
             if not self.items or self.items[-1].part != part:
                 yield from self._end_item("completed")
-                yield from self._begin_item(part)
+                yield from self._start_item(part)
             yield self.items[-1].more(text)
 
-    def end(self) -> Iterator[Told]:
+    def end(self) -> Iterator[Event]:
         """The last events. An answer without any text is an empty message."""
         self.status = "incomplete" if self.answer.finish == "length" else "completed"
         if not self.items:
-            yield from self._begin_item("text")
+            yield from self._start_item("text")
         yield from self._end_item(self.status)
         yield f"response.{self.status}", {"response": self.now()}
 
-    def fail(self, message: str) -> Told:
+    def fail(self, message: str) -> Event:
         self.status, self.error = "failed", {"code": "server_error", "message": message}
         return "response.failed", {"response": self.now()}
 
-    def _begin_item(self, part: str) -> Iterator[Told]:
+    def _start_item(self, part: str) -> Iterator[Event]:
         self.items.append(_Item(part, len(self.items)))
-        yield from self.items[-1].begin()
+        yield from self.items[-1].start()
 
-    def _end_item(self, status: str) -> Iterator[Told]:
+    def _end_item(self, status: str) -> Iterator[Event]:
         if self.items:
             yield from self.items[-1].end(status)
 
@@ -164,7 +159,7 @@ class _Response:
 
 
 class _Item:
-    """A message or a piece of reasoning; each has one part, whose text grows."""
+    """A message or an item of reasoning; each has one part, whose text grows."""
 
     def __init__(self, part: str, number: int) -> None:
         self.part, self.text, self.status = part, "", "in_progress"
@@ -173,15 +168,15 @@ class _Item:
         self.output = {"output_index": number}
         self.place = {"item_id": self.id, "output_index": number, "content_index": 0}
 
-    def begin(self) -> Iterator[Told]:
+    def start(self) -> Iterator[Event]:
         yield "response.output_item.added", self.output | {"item": self.now() | {"content": []}}
         yield "response.content_part.added", self.place | {"part": self._part()}
 
-    def more(self, text: str) -> Told:
+    def more(self, text: str) -> Event:
         self.text += text
         return f"response.{self.kind}.delta", self.place | {"delta": text} | self._logprobs()
 
-    def end(self, status: str) -> Iterator[Told]:
+    def end(self, status: str) -> Iterator[Event]:
         self.status = status
         yield f"response.{self.kind}.done", self.place | {"text": self.text} | self._logprobs()
         yield "response.content_part.done", self.place | {"part": self._part()}
@@ -201,41 +196,43 @@ class _Item:
         return {"logprobs": []} if self.part == "text" else {}
 
 
-async def _write(model: Served, streams: list[Stream], ask: Ask, made: _Response) -> None:
-    async for _ in _changes(model, streams, ask, made):
+async def _write(
+    model: Served, streams: list[Stream], generation: GenerationRequest, made: _Response
+) -> None:
+    async for _ in _changes(model, streams, generation, made):
         pass
 
 
 async def _changes(
-    model: Served, streams: list[Stream], ask: Ask, made: _Response
-) -> AsyncGenerator[Told, None]:
+    model: Served, streams: list[Stream], generation: GenerationRequest, made: _Response
+) -> AsyncGenerator[Event, None]:
     """Everything that is new about a response until it is over. Errors: Fault."""
     try:
-        for told in made.begin():
-            yield told
-        async with aclosing(together(model, streams, ask)) as merged:
-            async for _, piece in merged:
-                for told in made.add(piece):
-                    yield told
-        for told in made.end():
-            yield told
+        for event in made.start():
+            yield event
+        async with aclosing(merged(model, streams, generation)) as source:
+            async for _, delta in source:
+                for event in made.add(delta):
+                    yield event
+        for event in made.end():
+            yield event
     finally:
         close(streams)
 
 
 async def _events(
-    model: Served, streams: list[Stream], ask: Ask, made: _Response
-) -> AsyncGenerator[Told, None]:
-    async with aclosing(_changes(model, streams, ask, made)) as changes:
+    model: Served, streams: list[Stream], generation: GenerationRequest, made: _Response
+) -> AsyncGenerator[Event, None]:
+    async with aclosing(_changes(model, streams, generation, made)) as changes:
         try:
-            async for told in changes:
-                yield told
+            async for event in changes:
+                yield event
         except Fault as fault:
             yield made.fail(fault.message)
 
 
-async def _told(source: AsyncGenerator[Told, None]) -> AsyncGenerator[bytes, None]:
-    """Each event says its kind twice and has a number, as the specification wants."""
+async def _encoded(source: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
+    """Each event names its kind twice and has a number, as the specification wants."""
     number = 0
     async with aclosing(source):
         async for kind, data in source:

@@ -8,52 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    StringConstraints,
-    Tag,
-    model_validator,
-)
+from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
-Text = Annotated[str, StringConstraints(strict=True)]
-Name = Annotated[str, StringConstraints(strict=True, max_length=256)]
-TokenId = Annotated[int, Field(strict=True, ge=0, le=2**31)]
-Stops = Annotated[
-    list[Annotated[str, StringConstraints(strict=True, min_length=1, max_length=256)]],
-    Field(max_length=16),
-]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class Drawing(Strict):
-    """How tokens are drawn; the same on every endpoint."""
-
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(strict=True, ge=0, le=2**31)] | None = None
-    min_p: Annotated[float, Field(ge=0, lt=1)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: (
-        Annotated[
-            dict[Annotated[str, StringConstraints(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
-            Field(max_length=1024),
-        ]
-        | None
-    ) = None  # fmt: skip
-    seed: Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: Text | Stops | None = None
+from shenhong.serve.http.fields import Name, SamplingFields, Strict, Text, TokenId
 
 
 class StructuredOutputs(Strict):
-    """Exactly one: only texts of this form are written."""
+    """Exactly one of them; only texts that match it are written."""
 
     json_schema: dict[str, Any] | None = Field(None, alias="json")
     regex: Annotated[str, StringConstraints(strict=True, min_length=1)] | None = None
@@ -102,7 +63,7 @@ class Neutral(Strict):
 
 
 class Generating(Neutral):
-    """What every call that has text written begins with."""
+    """What every request for text begins with."""
 
     model: Name
     stream: Annotated[bool, Field(strict=True)] | None = None
@@ -169,7 +130,7 @@ class ChatMessage(Strict):
     tool_call_id: Name | None = None
 
 
-class ChatRequest(Drawing, Generating):
+class ChatRequest(SamplingFields, Generating):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
@@ -192,7 +153,7 @@ class ChatRequest(Drawing, Generating):
     function_call: Literal["none"] | None = None
 
 
-class CompletionRequest(Drawing, Generating):
+class CompletionRequest(SamplingFields, Generating):
     prompt: (
         Text
         | Annotated[list[TokenId], Field(min_length=1)]

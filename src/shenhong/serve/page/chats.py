@@ -1,4 +1,4 @@
-"""The page's own API: login, chats, turns and jobs. Everything is looked up by its owner."""
+"""The page's own API: login, chats, turns and jobs. Everything belongs to an owner, and every look-up names one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from fastapi.responses import JSONResponse, Response
 
 from shenhong import __version__
 from shenhong.errors import RequestError
-from shenhong.serve.generation import Ask, Fields, begin, check_prompt
+from shenhong.serve.generation import FieldNames, GenerationRequest, check_prompt, start
 from shenhong.serve.http import guard, sse
 from shenhong.serve.http.faults import Fault, bad, stopping
-from shenhong.serve.hub import Hub, Served
-from shenhong.serve.openai.api import hub_of, owner_of
-from shenhong.serve.openai.sampling import sampling_json
+from shenhong.serve.hub import Hub, Served, hub_of, owner_of
 from shenhong.serve.page.jobs import Job, Jobs, conversation
 from shenhong.serve.page.schemas import (
     ChatChange,
@@ -29,6 +27,7 @@ from shenhong.serve.page.schemas import (
     TurnRequest,
 )
 from shenhong.serve.page.store import new_id, text_of
+from shenhong.serve.sampling import sampling_json
 
 router = APIRouter(prefix="/api")
 
@@ -196,8 +195,8 @@ def _markdown(chat: dict[str, Any]) -> str:
     """The chosen branch, for people."""
     messages = chat["messages"]
     leaf = chat["leaf"] or (messages[-1]["id"] if messages else "")
-    said = conversation(messages, leaf)
-    turns = [f"## {turn['role'].title()}\n\n{turn['content']}" for turn in said]
+    branch = conversation(messages, leaf)
+    turns = [f"## {turn['role'].title()}\n\n{turn['content']}" for turn in branch]
     return "\n\n".join([f"# {chat['title'] or 'Chat'}", *turns]) + "\n"
 
 
@@ -226,22 +225,22 @@ async def turn(request: Request, chat: str, body: TurnRequest) -> Any:
     if asked["role"] != "user":
         raise bad("answers belong to a user message", "parent")
     branch = conversation([*found["messages"], asked], asked["id"])
-    begun = []
+    started = []
     try:
         for number, target in enumerate(body.targets):
             stamp = now + (number + 1) * 1e-6  # siblings keep their order
             answer = _message(chat, asked["id"], "assistant", stamp)
-            begun.append(await _begin(hub, owner, branch, target, answer))
+            started.append(await _start(hub, owner, branch, target, answer))
         title = None if found["title"] else text_of(asked["parts"]).strip()[:TITLE_CHARACTERS]
-        answers = [job.message for job in begun]
+        answers = [job.message for job in started]
         await hub.stored(hub.store.add_turn, owner, chat, title, user, answers)
     except BaseException as error:
-        for job in begun:
+        for job in started:
             job.stream.close()
         if isinstance(error, sqlite3.IntegrityError):  # it was deleted meanwhile
             raise no_such("chat") from None
         raise
-    for job in begun:
+    for job in started:
         jobs.start(job)
     jobs.changed(owner).ring()
     return {"user": user, "answers": answers}
@@ -261,22 +260,27 @@ def _message(chat: str, parent: str | None, role: str, created: float) -> dict[s
     }
 
 
-async def _begin(
+async def _start(
     hub: Hub, owner: str, branch: list[dict[str, Any]], target: Target, answer: dict[str, Any]
 ) -> Job:
-    model, begun = hub.model(target.model), time.monotonic()
+    model, started = hub.model(target.model), time.monotonic()
     prompt, thinking = await _prompt(hub, model, branch)
-    how = target.settings
-    fields = Fields("text", several="targets")
-    ask = Ask(prompt, how, max_tokens=how.max_tokens, thinking=thinking, fields=fields)
-    (stream,) = await begin(hub, model, owner, [ask])
+    settings = target.settings
+    generation = GenerationRequest(
+        prompt,
+        settings,
+        max_tokens=settings.max_tokens,
+        thinking=thinking,
+        names=FieldNames("text", n="targets"),
+    )
+    (stream,) = await start(hub, model, owner, [generation])
     message = answer | {
         "model": model.id,
-        "settings": how.model_dump(exclude_none=True),
+        "settings": settings.model_dump(exclude_none=True),
         "job": new_id(),
     }
-    asked = branch[-1]["content"]
-    return Job(message["job"], owner, model, message, stream, ask, asked, begun)
+    words = branch[-1]["content"]
+    return Job(message["job"], owner, model, message, stream, generation, words, started)
 
 
 def _composed(hub: Hub, text: str, body: TurnRequest) -> str:

@@ -1,6 +1,6 @@
 """The page's answers are jobs of the server: they go on whether or not anyone listens, and anyone may listen again.
 
-Events are numbered from 1. They are written to the store, then told to listeners, so a listener that comes back with
+Events are numbered from 1. They are written to the store, then sent to listeners, so a listener that comes back with
 the last number it saw gets exactly what it missed, even from another process after a restart.
 """
 
@@ -16,8 +16,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from shenhong.serve.answer import Texts, deltas, usage_json
 from shenhong.serve.engine_thread import Stream
-from shenhong.serve.generation import Ask, pieces, usage_json
+from shenhong.serve.generation import GenerationRequest
 from shenhong.serve.http import sse
 from shenhong.serve.http.faults import Fault
 from shenhong.serve.hub import Hub, Served
@@ -50,9 +51,9 @@ class Job:
     model: Served
     message: dict[str, Any]
     stream: Stream
-    ask: Ask
-    asked: str
-    begun: float  # when the turn was asked for, on the monotonic clock
+    generation: GenerationRequest
+    prompt: str  # the words it answers
+    started: float  # when the turn was asked for, on the monotonic clock
     events: list[tuple[int, str, str]] = field(default_factory=list)
     bell: Bell = field(default_factory=Bell)
     stopped: bool = False
@@ -99,14 +100,14 @@ class Jobs:
         first, before = None, 0
         state, error, usage, thought = "done", None, None, 0
         try:
-            async with aclosing(pieces(job.model, job.stream, job.ask)) as source:
-                async for piece in source:
-                    if piece.said and first is None:
-                        # A piece may hold many tokens, and those of the first one took no time since.
+            async with aclosing(deltas(job.model, job.stream, job.generation)) as source:
+                async for delta in source:
+                    if delta.texts and first is None:
+                        # A delta may hold many tokens, and those of the first one took no time since.
                         first, before = time.monotonic(), job.stream.written
-                    await self._tell(job, piece.said)
-                    usage = piece.usage or usage
-                    thought += piece.thought
+                    await self._emit(job, delta.texts)
+                    usage = delta.usage or usage
+                    thought += delta.thought
         except Fault as fault:
             state, error = ("stopped" if job.stopped else "error"), fault.message
         except Exception:
@@ -114,11 +115,11 @@ class Jobs:
             state, error = "error", "the server failed on this answer; its log says why"
         finally:
             job.stream.close()
-        said = _said(job.events)  # the message is exactly what listeners were told
+        texts = _texts(job.events)  # the message is exactly what was sent to listeners
         parts: list[dict[str, Any]] = [
-            {"type": part, "text": text} for part, text in said.items() if text
+            {"type": part, "text": text} for part, text in texts.items() if text
         ]
-        if state == "done" and (part := job.model.domain.part(said["text"], job.asked)):
+        if state == "done" and (part := job.model.domain.part(texts["text"], job.prompt)):
             parts = [other for other in parts if other["type"] != "text"] + [part]
         if state == "error":
             parts.append({"type": "error", "message": error})
@@ -130,18 +131,18 @@ class Jobs:
         if first is not None:
             seconds = max(time.monotonic() - first, 1e-6)
             message["timing"] = {
-                "first_token_ms": round(1000 * (first - job.begun), 1),
+                "first_token_ms": round(1000 * (first - job.started), 1),
                 "tokens_per_second": round((job.stream.written - before) / seconds, 1),
             }
         await self._end(job, message)
 
-    async def _tell(self, job: Job, said: list[tuple[str, str]]) -> None:
-        if not said:
+    async def _emit(self, job: Job, texts: Texts) -> None:
+        if not texts:
             return
         number = len(job.events)
         new = [
             (number + n, "delta", json.dumps({"part": part, "text": text}, ensure_ascii=False))
-            for n, (part, text) in enumerate(said, 1)
+            for n, (part, text) in enumerate(texts, 1)
         ]
         if await self.hub.stored(self.hub.store.add_job_events, job.id, new):
             job.events += new
@@ -213,13 +214,13 @@ class Jobs:
                 await end
 
 
-def _said(events: list[tuple[int, str, str]]) -> dict[str, str]:
-    said = {"reasoning": "", "text": ""}
+def _texts(events: list[tuple[int, str, str]]) -> dict[str, str]:
+    texts = {"reasoning": "", "text": ""}
     for _, kind, data in events:
         if kind == "delta":
             delta = json.loads(data)
-            said[delta["part"]] += delta["text"]
-    return said
+            texts[delta["part"]] += delta["text"]
+    return texts
 
 
 def _sse(number: int, kind: str, data: str) -> bytes:

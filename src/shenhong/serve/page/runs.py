@@ -17,7 +17,7 @@ from fastapi.responses import Response
 from shenhong.runs.events import read_events
 from shenhong.runs.run import plan_of
 from shenhong.serve.http import sse
-from shenhong.serve.openai.api import hub_of
+from shenhong.serve.hub import hub_of
 from shenhong.serve.page.chats import no_such
 
 router = APIRouter(prefix="/api/runs")
@@ -191,7 +191,7 @@ async def _follow(stopped: asyncio.Event, path: Path, offset: int) -> AsyncGener
     """Every whole line from byte `offset` on, each with the byte after it as its number."""
     while not stopped.is_set():
         lines = await asyncio.to_thread(_lines, path, offset)
-        if lines is None:  # a run begun anew under this name
+        if lines is None:  # the run was started anew under this name
             offset = 0
             continue
         for line in lines:

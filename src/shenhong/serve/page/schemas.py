@@ -7,10 +7,10 @@ from typing import Annotated, Literal, Union
 from pydantic import Discriminator, Field, StringConstraints, model_validator
 
 from shenhong import domains
-from shenhong.serve.openai.schemas import Drawing, Name, Strict, Text
+from shenhong.serve.http.fields import Name, SamplingFields, Strict, Text
 
 
-class TurnSettings(Drawing):
+class TurnSettings(SamplingFields):
     max_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
 
 
@@ -45,7 +45,7 @@ class Login(Strict):
     key: Annotated[str, StringConstraints(strict=True, max_length=1024)]
 
 
-class SaidPart(Strict):
+class PlainPart(Strict):
     type: Literal["text", "reasoning"]
     text: Text
 
@@ -57,7 +57,7 @@ class ErrorPart(Strict):
 
 # A part of an answer as a domain sets it is checked by the domain's own class.
 _PARTS = (
-    SaidPart,
+    PlainPart,
     ErrorPart,
     *filter(None, (domains.domain(name).Part for name in domains.names())),
 )

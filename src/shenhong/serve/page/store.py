@@ -1,7 +1,7 @@
 """Chats, messages, jobs and their events in one SQLite file (WAL), used from one thread.
 
 Everything belongs to an owner, and every look-up names one: the id of a chat alone opens nothing. An event of a job
-is in the file before anyone is told of it, so what a reader has seen is never lost by a restart.
+is in the file before it is sent to anyone, so what a reader has seen is never lost by a restart.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def text_of(parts: Iterable[dict[str, Any]]) -> str:
 def _text_of(part: dict[str, Any]) -> str:
     """A part that a domain made is read by that domain."""
     kind = part.get("type")
-    if isinstance(kind, str) and kind in domains.names():
+    if kind != "text" and isinstance(kind, str) and kind in domains.names():
         return domains.domain(kind).part_text(part)
     return str(part.get("text", ""))
 
@@ -242,7 +242,7 @@ class Store:
     def add_turn(
         self, owner: str, chat: str, title: str | None, user: dict | None, answers: list[dict]
     ) -> None:
-        """A user message and the answers begun to it, each with its job, all or nothing."""
+        """A user message and the answers that were started to it, each with its job, all or nothing."""
         with self._writing():
             for message in [*([user] if user else []), *answers]:
                 self._insert(message)
@@ -284,7 +284,7 @@ class Store:
         return True
 
     def end_job(self, owner: str, job: str, number: int, message: dict[str, Any]) -> bool:
-        """The finished message and the event that tells of it. False where the chat is gone."""
+        """The finished message and the event that ends its job. False where the chat is gone."""
         try:
             with self._writing():
                 self._end(owner, job, number, message)
@@ -327,12 +327,12 @@ class Store:
                 if message is None:
                     self.db.execute("UPDATE job SET state = 'ended' WHERE id = ?", (row["id"],))
                     continue
-                said: dict[str, str] = {}
+                texts: dict[str, str] = {}
                 for _, _, data in events:
                     with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged
                         delta = json.loads(data)
-                        said[delta["part"]] = said.get(delta["part"], "") + delta["text"]
-                parts = [{"type": kind, "text": text} for kind, text in sorted(said.items())]
+                        texts[delta["part"]] = texts.get(delta["part"], "") + delta["text"]
+                parts = [{"type": kind, "text": text} for kind, text in sorted(texts.items())]
                 last = events[-1][0] if events else 0
                 self._end(
                     row["owner"],

@@ -1,4 +1,4 @@
-"""How a model is drawn from where a caller says nothing: what its generation_config.json asks for, else as ours is."""
+"""How a model is sampled where a caller sets nothing: as its generation_config.json says, else by our own defaults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from shenhong.engine import Sampling
-from shenhong.serve.openai.schemas import Drawing
+from shenhong.serve.http.fields import SamplingFields
 
 log = logging.getLogger("shenhong")
 
@@ -22,14 +22,14 @@ def defaults_of(model: Path) -> Sampling:
     """Of a folder or a file (which has none). A file that cannot be honoured is one warning, and is not used."""
     path = model / "generation_config.json"
     try:
-        said = json.loads(path.read_bytes())
-        if not isinstance(said, dict):
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
             raise ValueError("it is no JSON object")
-        given = {name: said[name] for name in NAMES if said.get(name) is not None}
-        if said.get("do_sample") is False:
+        given = {name: found[name] for name in NAMES if found.get(name) is not None}
+        if found.get("do_sample") is False:
             given["temperature"] = 0
-        drawn = Drawing.model_validate(given, strict=True).model_dump(include=set(given))
-        return Sampling(**drawn)
+        checked = SamplingFields.model_validate(given, strict=True).model_dump(include=set(given))
+        return Sampling(**checked)
     except (FileNotFoundError, NotADirectoryError):
         return Sampling()
     except ValidationError as error:

@@ -1,0 +1,114 @@
+"""/v1/completions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from shenhong.serve.answer import NOTHING, close, collect, merged, usage_json
+from shenhong.serve.engine_thread import Stream
+from shenhong.serve.generation import FieldNames, GenerationRequest, start
+from shenhong.serve.http import sse
+from shenhong.serve.hub import Served
+from shenhong.serve.openai.admission import admit
+from shenhong.serve.openai.constraints import constraint_of, response_format_name
+from shenhong.serve.openai.logprobs import completion_logprobs
+from shenhong.serve.openai.schemas import CompletionRequest
+from shenhong.serve.page.store import new_id
+
+router = APIRouter()
+
+
+@router.post("/v1/completions")
+async def completions(request: Request, body: CompletionRequest) -> Response:
+    hub, owner, model = admit(request, body)
+    n = body.n or 1
+    generations = [
+        GenerationRequest(
+            prompt,
+            body,
+            max_tokens=body.max_tokens,
+            n=n,
+            logprobs=body.logprobs,
+            constraint=constraint_of(hub.limits, body.response_format, body.structured_outputs),
+            first=number * n,
+            names=FieldNames(
+                "prompt", response_format=response_format_name(body), n="n" if n > 1 else "prompt"
+            ),
+        )
+        for number, prompt in enumerate(await _prompts(model, body))
+    ]
+    streams = await sse.unless_gone(request, start(hub, model, owner, generations))
+    head = {
+        "id": f"cmpl-{new_id()}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": model.id,
+    }
+    if body.stream:
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        chunks = _completion_chunks(model, streams, generations, body, head, usage)
+        return sse.EventStream(sse.faults_as_events(chunks), lambda: close(streams))
+    answers = await sse.unless_gone(request, collect(model, streams, generations[0]))
+    choices = [
+        {
+            "index": number,
+            "text": answer.text,
+            "logprobs": completion_logprobs(model, body, answer.logprobs, 0),
+            "finish_reason": answer.finish,
+        }
+        for number, answer in enumerate(answers)
+    ]
+    usage_of = usage_json([answer.usage for answer in answers], len(generations))
+    return JSONResponse(head | {"choices": choices, "usage": usage_of})
+
+
+async def _prompts(model: Served, body: CompletionRequest) -> list[list[int]]:
+    """Text begins with the model's first token; tokens are taken as they are."""
+    given = body.prompt
+    several = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    tokenizer = model.llm.tokenizer
+    return [
+        [*tokenizer.begin, *await asyncio.to_thread(tokenizer.encode, one)]
+        if isinstance(one, str)
+        else list(one)
+        for one in several
+    ]
+
+
+async def _completion_chunks(
+    model: Served,
+    streams: list[Stream],
+    generations: list[GenerationRequest],
+    body: CompletionRequest,
+    head: dict[str, Any],
+    with_usage: bool,
+) -> AsyncGenerator[bytes, None]:
+    none = {"usage": None} if with_usage else {}
+    offsets = [0] * len(streams)
+    usages = [NOTHING] * len(streams)
+    try:
+        async with aclosing(merged(model, streams, generations[0])) as source:
+            async for index, delta in source:
+                text = "".join(text for _, text in delta.texts)
+                choice = {
+                    "index": index,
+                    "text": text,
+                    "logprobs": completion_logprobs(model, body, delta.logprobs, offsets[index]),
+                    "finish_reason": delta.finish,
+                }
+                offsets[index] += len(text)
+                usages[index] = delta.usage or usages[index]
+                if text or delta.finish or delta.logprobs:
+                    yield sse.event(head | {"choices": [choice]} | none)
+        if with_usage:
+            yield sse.event(head | {"choices": [], "usage": usage_json(usages, len(generations))})
+        yield sse.DONE
+    finally:
+        close(streams)
