@@ -29,7 +29,7 @@ from shenhong.tokenizer.normalise import normalise
 AT_ONCE = 8  # renderings
 LONG = 10_000  # characters
 START_SECONDS = 10.0
-SECONDS = 2.0  # one rendering may take, where nobody says otherwise
+SECONDS = 2.0  # one rendering may take by default
 # Of a model that was never tuned to talk: it goes on with the bare text.
 CONTINUE = "{{ begin }}{{ messages | map(attribute='content') | join('\n') }}"
 NEVER = "(?!)"  # matches nothing: the pattern of a tokenizer without special tokens
@@ -93,7 +93,7 @@ class Template:
     def _facts(self, model: Path) -> dict[str, Any]:
         assert self._process.stdout is not None
         try:
-            # Compiling may hang too: whoever reads waits only so long.
+            # Compiling may hang too, so the wait is bounded.
             ready, _, _ = select.select([self._process.stdout], [], [], START_SECONDS)
             facts = json.loads(self._process.stdout.readline()) if ready else {"error": "it hangs"}
         except ValueError:
@@ -182,7 +182,7 @@ class Template:
             **self._marked(given, mark),
         }
         text = await self._render(variables)
-        long = len(text) > LONG  # is cut beside the event loop, so that others go on
+        long = len(text) > LONG  # is cut in another thread, so that others go on
         ids = (
             await asyncio.to_thread(self._tokens, text, mark) if long else self._tokens(text, mark)
         )

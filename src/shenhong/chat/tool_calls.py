@@ -1,9 +1,9 @@
-"""Calls of tools: which form a template writes them in, and how they are read as they come.
+"""Calls of tools: which format a template writes them in, and how they are read as they come.
 
-A call counts from the moment its function, one that is offered, and the opening bracket of its arguments are certain;
-what may still become that is held back, and what cannot is text, so nothing that was written is lost. The arguments are
+A call starts once the name of an offered function and the opening bracket of its arguments are certain. What may still
+become a call is held back, and what cannot is text, so nothing that was written is lost. The arguments are
 then passed on as the model writes them. Without a grammar (`tools`) they may be broken or cut, as OpenAI's may: the
-call keeps what was written of them, and what stands behind that, and is no end of a call, is text again.
+call keeps what was written of them, and whatever follows that does not end a call is text again.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ def probes(arguments: dict[str, str] | str) -> tuple[list[dict[str, Any]], list[
 
 
 def format_of(worded: str, called: str) -> ToolFormat | None:
-    """The form of calls, from what a template made of the probes; None where it is none of ours.
+    """The format of calls, from what a template made of the probes; None if it is not one of ours.
 
-    Templates are careless of white space, so a form that agrees but for that is taken where none agrees in all.
+    Templates are careless of white space, so a format that differs in nothing else is taken if none agrees exactly.
     """
     for read in (str, squeezed):
         answer, written = read(worded), read(called)
-        for form in tool_formats():
-            for tail in range(len(form.tails)):
-                call = read(form.call("f", PROBE_TEXT, tail))
+        for tool_format in tool_formats():
+            for tail in range(len(tool_format.tails)):
+                call = read(tool_format.call("f", PROBE_TEXT, tail))
                 whole = answer.replace(read(PROBE_WORDS), call).strip() == written.strip()
-                if whole or (form.mark and call in written):
-                    return form
+                if whole or (tool_format.mark and call in written):
+                    return tool_format
     return None
 
 
@@ -148,7 +148,7 @@ def pair_of(*around: str) -> re.Pattern[str]:
 
 
 def value_of(text: str, schema: Any) -> str:
-    """A value as JSON. These forms write strings as they are and all else as JSON; the schema says which it is."""
+    """A value as JSON. These formats write strings as they are and all else as JSON; the schema says which it is."""
     known = schema if isinstance(schema, dict) else {}
     one_of = known.get("enum")
     if known.get("type") != "string" and not (isinstance(one_of, list) and text in one_of):
@@ -168,15 +168,15 @@ class Calls:
     """Takes calls out of text that comes in deltas. White space before and behind calls and texts is dropped."""
 
     def __init__(self, offer: Offer) -> None:
-        form = self.format = offer.tool_format
+        tool_format = self.format = offer.tool_format
         self._schemas = {function.name: function.parameters or {} for function in offer.functions}
-        self._lead = signs(form.mark + form.opened + form.head.split("%s")[0])
-        self._first = self._heads(form.mark + form.opened)
-        self._tails: list[Wanted] = [("", signs(tail), []) for tail in form.tails]
-        self._next: list[Wanted] = [("", signs(form.closed), [])]
-        if form.more is not None:
-            self._next += self._heads(form.more)
-        self._pair = form.pair and pair_of(*form.pair)
+        self._lead = signs(tool_format.mark + tool_format.opened + tool_format.head.split("%s")[0])
+        self._first = self._heads(tool_format.mark + tool_format.opened)
+        self._tails: list[Wanted] = [("", signs(tail), []) for tail in tool_format.tails]
+        self._next: list[Wanted] = [("", signs(tool_format.closed), [])]
+        if tool_format.more is not None:
+            self._next += self._heads(tool_format.more)
+        self._pair = tool_format.pair and pair_of(*tool_format.pair)
         self._name, self._first_pair = "", True  # of the call that is read
         self._rest = ""  # what is not emitted yet
         self._last = False

@@ -3,8 +3,8 @@
     event loop ── submit, cancel ──▶ deque ──▶ engine thread: submit, cancel, step
     Stream     ◀── one call_soon_threadsafe a step ────────────┘
 
-The engine is called from its thread alone, but for compiling a constraint, which may take long and stops nobody where
-it is. What a stream's reader has not yet taken waits in the stream, where it is bounded by the answer's own length.
+Only its own thread calls the engine, except to compile a constraint: that may take long, and runs in a thread where it
+holds up nothing else. Events that a reader has not taken yet wait in its stream, bounded by the length of the answer.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class EngineThread:
                 stream.matcher = made[constraint].copy()
 
     async def _compiled(self, constraint: Constraint) -> Matcher:
-        """In a thread nobody waits for at the end, not even the process. Fault: 400."""
+        """In a daemon thread: not even the end of the process waits for it. Fault: 400."""
         found: asyncio.Future[Matcher] = self._loop.create_future()
 
         def resolve(matcher: Matcher | None, error: Exception | None) -> None:

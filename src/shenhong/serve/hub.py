@@ -122,7 +122,7 @@ class Hub:
             model.template.close()
 
     async def stored(self, function: Callable[P, R], *args: P.args, **more: P.kwargs) -> R:
-        """Call the store in its own thread, so that a slow disk stops nobody else."""
+        """Call the store in its own thread, so that a slow disk holds up nothing else."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._files, lambda: function(*args, **more))
 

@@ -1,4 +1,4 @@
-"""How models write calls of tools: one file a form, found by listing this folder."""
+"""How models write calls of tools: one file a family of formats, found by listing this folder."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["ToolFormat", "tool_formats"]
 
 @cache
 def tool_formats() -> tuple[ToolFormat, ...]:
-    """All that are here, by the names of their files."""
+    """In the order of probing: by the names of their files, and within a file as it lists them."""
     names = sorted(
         module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"
     )
     found = [importlib.import_module(f"{__name__}.{name}").FORMATS for name in names]
-    return tuple(form for forms in found for form in forms)
+    return tuple(tool_format for formats in found for tool_format in formats)

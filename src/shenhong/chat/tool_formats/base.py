@@ -1,7 +1,7 @@
-"""What a form of tool calls is: the signs around names and arguments.
+"""What a format of tool calls is: the signs around names and arguments.
 
-A form is one file in this folder that offers its `ToolFormat`s as ``FORMATS``, those that differ in white space alone in
-the order in which they are to be tried.
+A format is one file in this folder that offers its `ToolFormat`s as ``FORMATS``. Those that differ in white space alone
+belong in one file, in the order in which they are to be tried.
 """
 
 from __future__ import annotations

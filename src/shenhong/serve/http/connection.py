@@ -15,7 +15,7 @@ PROGRESS = 65_536  # bytes; a reader that takes fewer counts as stuck
 
 
 class TimeoutProtocol(H11Protocol):
-    """One connection. `head_seconds`: from its first byte, or from the connection's begin for the first request.
+    """One connection. `head_seconds`: from its first byte, or, for the first request, from the start of the connection.
 
     `reader_seconds`: how long the other side may take nothing of what waits for it.
     """

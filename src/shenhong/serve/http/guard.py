@@ -52,7 +52,7 @@ class Keys:
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._owners = {_digest(key): _digest(key)[:16] for key in keys}
-        # The cookie is not the key: who reads it cannot use the API elsewhere with it.
+        # The cookie is not the key: someone who reads it cannot use the API elsewhere.
         self._cookies = {
             hmac.new(key.encode(), b"shenhong page", "sha256").hexdigest(): _digest(key)[:16]
             for key in keys

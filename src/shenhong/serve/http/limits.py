@@ -60,7 +60,7 @@ def multiples_fit(schema: Any) -> bool:
     if any(step.adjusted() - unit > 20 for step in steps):
         return False  # too long to be written out
     common = math.lcm(*(int(step.scaleb(-unit)) for step in steps))
-    while common % 10 == 0:  # noughts at the end take a state each
+    while common % 10 == 0:  # a zero at the end costs one state
         common //= 10
     return common <= MOST_MULTIPLE
 

@@ -46,7 +46,7 @@ class EventStream(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await self._send_all(receive, send)
         finally:
-            await self.source.aclose()  # of one that did not begin this runs nothing
+            await self.source.aclose()  # if it never started, this runs nothing
             if self.closing is not None:
                 self.closing()
 
@@ -91,7 +91,7 @@ async def unless_gone(request: Request, work: Any) -> Any:
     try:
         await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise bad("the caller left")  # nobody reads this
+            raise bad("the caller left")  # nobody is left to read this
         return task.result()
     finally:
         for one in (task, left):

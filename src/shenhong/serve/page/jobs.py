@@ -228,7 +228,7 @@ def _sse(number: int, kind: str, data: str) -> bytes:
 
 
 def conversation(messages: list[dict[str, Any]], leaf: str) -> list[dict[str, Any]]:
-    """The branch that ends at `leaf`, from its root, as the template reads it; empty where there is no such message."""
+    """The branch from its root to `leaf`, as the template reads it; empty if there is no such message."""
     by_id = {message["id"]: message for message in messages}
     branch: list[dict[str, Any]] = []
     while (message := by_id.pop(leaf, None)) is not None:  # popped: a circle ends
