@@ -17,8 +17,10 @@ from shenhong.recipe import Recipe, load
 from shenhong.tokenizer import Tokenizer
 from shenhong.train import budget, machine
 from shenhong.train.data import PackedRows, Rows
+from shenhong.train.objectives import NextToken
 from shenhong.train.settings import TrainSettings
-from shenhong.train.trainer import Trainer, score_rows
+from shenhong.train.trainer import Trainer
+from shenhong.train.validate import score_rows
 
 
 def conditions(threads: int, dtype: torch.dtype) -> str:
@@ -66,6 +68,14 @@ class Bench:
         model = recipe.model.model_copy(update=changes)
         return recipe.model_copy(update={"model": model}).architecture(self.vocabulary, **self.ids)
 
+    def trainer(
+        self, config: ModelConfig, settings: TrainSettings, dtype: torch.dtype, seed: int
+    ) -> Trainer:
+        """Of next tokens of this run's rows, on one process."""
+        objective = NextToken(config, settings, self.rows.bos_id)
+        source, device = PackedRows(self.rows, settings, seed), torch.device("cpu")
+        return Trainer(settings, config, objective, source, Mesh(), seed, dtype, device)
+
     def nats_per_character(self, model: Any) -> float:
         """Over the whole validation split, so that tokens and characters are of the same text."""
         nats, _ = score_rows(model, self.valid, torch.arange(len(self.valid)))
@@ -90,9 +100,7 @@ def step_seconds(
     bench: Bench, config: ModelConfig, settings: TrainSettings, dtype: torch.dtype
 ) -> float:
     """Seconds of one optimizer step, averaged over the schedule's parts with and without the draft layer."""
-    trial = Trainer(
-        settings, config, PackedRows(bench.rows, settings, 0), Mesh(), 0, dtype, torch.device("cpu")
-    )
+    trial = bench.trainer(config, settings, dtype, 0)
     share = budget.late_share(trial)
     total = 0.0
     for first, part in ((0, 1 - share), (999_990, share)):
@@ -117,15 +125,7 @@ def train_arm(
     looks: int = 1,
 ) -> Curve:
     """Train for ``steps`` and look at the validation split ``looks`` times (looks are not on the clock)."""
-    trainer = Trainer(
-        settings,
-        config,
-        PackedRows(bench.rows, settings, seed),
-        Mesh(),
-        seed,
-        dtype,
-        torch.device("cpu"),
-    )
+    trainer = bench.trainer(config, settings, dtype, seed)
     curve, seconds, busiest = Curve(), 0.0, []
     at = {round(steps * (i + 1) / looks) for i in range(looks)}
     for step in range(steps):

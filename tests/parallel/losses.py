@@ -1,4 +1,4 @@
-"""Prints the losses, loads and final weights' sum of a short training run; started by test_mesh.py."""
+"""Prints the losses, loads and biases of a short training on rows of a file, or on the toy "texts"; see test_mesh.py."""
 
 import json
 import sys
@@ -8,9 +8,11 @@ import torch
 
 from shenhong.model import ModelConfig
 from shenhong.parallel import join, leave
-from shenhong.train.data import PackedRows, Rows
+from shenhong.train.data import PackedRows, Rows, Source
+from shenhong.train.objectives import NextToken, Objective
 from shenhong.train.settings import TrainSettings
 from shenhong.train.trainer import Trainer
+from tests.train import tiny_model
 
 torch.set_num_threads(1)
 mesh = join()
@@ -31,11 +33,17 @@ config = ModelConfig(
     num_experts_per_tok=2,
     num_nextn_predict_layers=1,
 )
-source = PackedRows(Rows(Path(sys.argv[1]), 0, 2), settings, 3)
-trainer = Trainer(settings, config, source, mesh, 3, torch.float32, torch.device("cpu"))
+source: Source
+objective: Objective
+if sys.argv[1] == "texts":
+    config, source, objective = tiny_model.CONFIG, tiny_model.Texts(2), tiny_model.Alignment()
+else:
+    source = PackedRows(Rows(Path(sys.argv[1]), 0, 2), settings, 3)
+    objective = NextToken(config, settings, source.bos_id)
+trainer = Trainer(settings, config, objective, source, mesh, 3, torch.float32, torch.device("cpu"))
 results = [trainer.step(step, 6) for step in range(6)]
 if mesh.leads:
     biases = [router.e_score_correction_bias.tolist() for router in trainer.model.routers]
-    losses = [[r.loss, r.losses["mtp_loss"], r.grad_norm] for r in results]
+    losses = [[*r.losses.values(), r.grad_norm] for r in results]
     print(json.dumps({"losses": losses, "load": [r.load for r in results], "biases": biases}))
 leave()

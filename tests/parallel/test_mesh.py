@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 from shenhong.runs.events import read_events
 
-SCRIPT = Path(__file__).with_name("losses.py")
+ROOT = Path(__file__).parents[2]
 
 
-def losses(tokens: Path, settings: dict, processes: int) -> dict:
+def losses(data: Path | str, settings: dict, processes: int) -> dict:
     command = [sys.executable]
     if processes > 1:
         command += [
@@ -26,12 +26,13 @@ def losses(tokens: Path, settings: dict, processes: int) -> dict:
             "--nproc-per-node",
             str(processes),
         ]
-    command += [str(SCRIPT), str(tokens), json.dumps(settings)]
+    command += ["-m", "tests.parallel.losses", str(data), json.dumps(settings)]
     done = subprocess.run(
         command,
         capture_output=True,
         text=True,
         timeout=120,
+        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -68,6 +69,13 @@ def test_two_processes_equal_one(tmp_path, rule):
     # Whole batches in one forward pass are the same again: accumulation changes nothing.
     whole = losses(path, {**settings, "micro_tokens": 256}, 1)
     np.testing.assert_allclose(whole["losses"], one["losses"], rtol=1e-5)
+
+
+def test_an_objective_and_data_of_ones_own_are_the_same_on_any_number_of_processes():
+    settings = {"sequence_balance": 0.01, "lr": 0.005}
+    one, *more = (losses("texts", settings, processes) for processes in (1, 2, 3))
+    for several in more:
+        np.testing.assert_allclose(several["losses"], one["losses"], rtol=1e-4, atol=1e-5)
 
 
 def torchrun(*arguments: object) -> subprocess.CompletedProcess:

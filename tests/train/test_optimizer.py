@@ -7,7 +7,7 @@ import torch
 
 from shenhong.model import Decoder, ModelConfig
 from shenhong.numerics.muon import newton_schulz
-from shenhong.train.optimizer import Optimizer, clip_, pieces
+from shenhong.train.optimizer import Optimizer, clip_, matrix_views
 
 CONFIG = ModelConfig(
     vocab_size=64,
@@ -38,10 +38,10 @@ def optimizer(model: Decoder, **changes) -> Optimizer:
     return Optimizer(dict(model.named_parameters()), CONFIG, **{**settings, **changes})
 
 
-def test_pieces_cover_each_entry_of_a_matrix_once():
+def test_matrix_views_cover_each_entry_of_a_matrix_once():
     for name, parameter in Decoder(CONFIG).named_parameters():
         marks = torch.zeros_like(parameter, requires_grad=False)
-        for piece in pieces(name, marks, CONFIG):
+        for piece in matrix_views(name, marks, CONFIG):
             assert piece.ndim == 3
             piece.add_(1)  # a view: marks the entries of the parameter itself
         is_matrix = parameter.ndim > 1 and not any(
@@ -73,8 +73,8 @@ def test_a_muon_step_is_the_formula():
 def test_adamw_is_torchs():
     ours, theirs = Decoder(CONFIG), Decoder(CONFIG)
     opt = optimizer(ours, muon=False)
-    decayed = [p for n, p in theirs.named_parameters() if pieces(n, p.detach(), CONFIG)]
-    others = [p for n, p in theirs.named_parameters() if not pieces(n, p.detach(), CONFIG)]
+    decayed = [p for n, p in theirs.named_parameters() if matrix_views(n, p.detach(), CONFIG)]
+    others = [p for n, p in theirs.named_parameters() if not matrix_views(n, p.detach(), CONFIG)]
     reference = torch.optim.AdamW(
         [
             {"params": decayed, "lr": 0.01, "weight_decay": 0.1},

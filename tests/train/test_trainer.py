@@ -6,15 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from shenhong.model import ModelConfig
 from shenhong.parallel import Mesh
 from shenhong.train import budget
 from shenhong.train.data import PackedRows, Rows
-from shenhong.train.objectives import next_targets, token_loss
+from shenhong.train.objectives import NextToken, Pass
 from shenhong.train.settings import TrainSettings
 from shenhong.train.trainer import Trainer
+from tests.train.tiny_model import BOS, CONFIG, Alignment, Texts
 
 STEPS = 8
 
@@ -55,7 +58,8 @@ def make(
     chosen = TrainSettings(steps=STEPS, batch_tokens=32, sequence_length=16, **settings)
     device = torch.device("cpu")
     source = PackedRows(Rows(file, 0, 2), chosen, 1)
-    return Trainer(chosen, config, source, Mesh(), 1, torch.float32, device)
+    objective = NextToken(config, chosen, source.bos_id)
+    return Trainer(chosen, config, objective, source, Mesh(), 1, torch.float32, device)
 
 
 @pytest.mark.parametrize(
@@ -106,45 +110,89 @@ def test_a_softmax_router_learns_and_is_balanced_by_its_loss_alone(tmp_path):
     assert not routers[1].weight.equal(before) and not routers[1].weight.equal(routers[0].weight)
 
 
-class Shouting:
-    """A toy objective: the second term wishes every token to be number 7, and counts every token."""
-
-    names, weights, alone, later = ("loss", "shouting"), (1.0, 0.5), (), 1.0
-
-    def counts(self, batch, late):
-        return [batch.weights_N.sum(), torch.tensor(float(len(batch.tokens_N)))]
-
-    def terms(self, batch, hidden, head_VD, draft, late):
-        logprobs_NV = (hidden.states_ND @ head_VD.T).log_softmax(-1)
-        targets_N, weights_N = next_targets(batch)
-        return [
-            token_loss(hidden.states_ND, head_VD, targets_N, weights_N),
-            -logprobs_NV[:, 7].sum(),
-        ]
+def aligned(together: int = 1, texts: int = 12, **settings: Any) -> Trainer:
+    """A training of the toy objective on texts of different lengths."""
+    chosen = TrainSettings(steps=STEPS, sequence_balance=0.01, **settings)
+    source, device = Texts(together, texts), torch.device("cpu")
+    return Trainer(chosen, CONFIG, Alignment(), source, Mesh(), 1, torch.float32, device)
 
 
-def test_an_objective_of_ones_own(tmp_path):
-    trainer = make(tmp_path, 0)
-    trainer.objective = Shouting()
-    first, *_, last = [trainer.step(step, STEPS).losses for step in range(STEPS)]
-    assert set(first) == {"loss", "shouting"} and last["shouting"] < first["shouting"]
+def test_an_objective_and_a_source_of_ones_own():
+    trainer = aligned(vector_lr=0.05)
+    results = [trainer.step(step, STEPS) for step in range(STEPS)]
+    assert all(list(result.losses) == ["loss", "distance", "size"] for result in results)
+    distances = [result.losses["distance"] for result in results]
+    assert distances[-1] < 0.8 * distances[0], distances
+    assert results[0].tokens == sum(3 + 2 * number for number in range(12))
 
 
-@pytest.mark.parametrize("objective", [None, Shouting()])
-def test_how_a_step_is_cut_into_passes_changes_no_loss(objective, tmp_path):
-    results = []
+def test_each_term_is_divided_by_its_own_count_over_the_whole_step():
+    trainer = aligned()
+    batches, terms, counts = trainer.source.batches(0, trainer.model, Mesh()), [], []
+    for batch in batches:
+        forward = Pass(trainer.model, batch, BOS, trainer.observe)
+        terms.append([t.item() for t in trainer.objective.terms(batch, forward, False)])
+        counts.append([c.item() for c in trainer.objective.counts(batch, False)])
+    expected = torch.tensor(terms).sum(0) / torch.tensor(counts).sum(0)
+    assert list(trainer.step(0, STEPS).losses.values()) == pytest.approx(expected.tolist())
+
+
+def test_a_term_of_weight_zero_moves_nothing():
+    weighted, plain = aligned(), aligned()
+    plain.objective.names, plain.objective.weights = ("loss", "distance"), (1.0, 0.5)
+    plain.objective.counts = lambda batch, late: Alignment().counts(batch, late)[:2]
+    plain.objective.terms = lambda *given: Alignment().terms(*given)[:2]
+    for trainer in (weighted, plain):
+        trainer.step(0, STEPS)
+    pairs = zip(weighted.model.parameters(), plain.model.parameters(), strict=True)
+    assert all(a.equal(b) for a, b in pairs)
+
+
+def test_a_source_is_handed_the_weights_as_they_are_at_the_start_of_each_step():
+    trainer = aligned()
+    after = []
+    for step in range(3):
+        trainer.step(step, STEPS)
+        after.append(trainer.model.model.norm.weight.detach().clone())
+    first, *later = trainer.source.seen
+    assert first.eq(1).all() and not later[0].equal(first)
+    assert all(seen.equal(weight) for seen, weight in zip(later, after[:-1], strict=True))
+
+
+def test_gradients_that_an_objective_sets_apart_are_clipped_apart():
+    norms = []
+    for apart in ((), ("model.embed_tokens.",)):
+        trainer = aligned(clip=1e-3)
+        trainer.objective.clipped_apart = apart
+        norms.append(trainer.step(0, STEPS).grad_norm)
+    assert norms[1] < norms[0]
+
+
+@given(together=st.integers(2, 12), texts=st.integers(1, 12))
+@settings(max_examples=12, deadline=None)
+def test_how_a_step_is_cut_into_passes_changes_no_loss(together, texts):
+    whole, cut = (
+        [trainer.step(step, STEPS) for step in range(2)]
+        for trainer in (aligned(1, texts), aligned(together, texts))
+    )
+    for a, b in zip(whole, cut, strict=True):
+        assert b.losses == pytest.approx(a.losses, rel=1e-4, abs=1e-5)
+        assert b.grad_norm == pytest.approx(a.grad_norm, rel=1e-3)
+
+
+def test_how_rows_are_cut_into_passes_changes_no_loss(tmp_path):
+    runs = []
     for micro in (16, 32):
         trainer = make(tmp_path, 1, micro_tokens=micro)
-        trainer.objective = objective or trainer.objective
-        results.append([trainer.step(step, STEPS) for step in range(3)])
-    for cut, whole in zip(*results, strict=True):
+        runs.append([trainer.step(step, STEPS) for step in range(3)])
+    for cut, whole in zip(*runs, strict=True):
         assert cut.losses == pytest.approx(whole.losses, rel=1e-5)
         assert cut.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
 
 
 def test_the_terms_are_normalised_by_their_own_counts(tmp_path):
     trainer = make(tmp_path, 1)
-    objective, (batch,) = trainer.objective, trainer.source.batches(0, Mesh())
+    objective, (batch,) = trainer.objective, trainer.source.batches(0, trainer.model, Mesh())
     next_count, second_count = objective.counts(batch, True)
     # Two rows of 16 that begin with BOS, one of which has another inside: BOS is no target, and no pair spans it.
     assert (float(next_count), float(second_count)) == (29.0, 26.0)

@@ -20,7 +20,7 @@ from shenhong.export.deepseek2 import entries
 from shenhong.export.gguf_file import GgufFile, open_gguf
 from shenhong.model import Decoder, ModelConfig, Yarn
 from shenhong.model.config import LinearRope, Llama3Rope, RopeScaling, check_type
-from shenhong.model.rope import interleaved, stretched
+from shenhong.model.rope import interleaved, llama3_frequencies
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "deepseek2")
 _HALVES = re.compile(r"\.attn_[qk](_norm)?\.(weight|bias)$")
@@ -185,7 +185,7 @@ def _llama3(fields: _Fields, width: int, common: dict[str, Any]) -> Llama3Rope |
     if float(divisors.min()) > 0.999:
         rope = dataclasses.replace(_LLAMA3, factor=round(float(divisors.max()), 3))
         plain = common["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
-        if torch.allclose(plain / divisors, stretched(plain, rope), rtol=1e-3):
+        if torch.allclose(plain / divisors, llama3_frequencies(plain, rope), rtol=1e-3):
             return rope
     raise ModelError(f"{_FACTORS} is not Llama 3's extension; give the model's folder instead")
 

@@ -47,7 +47,7 @@ class LinearRope:
 
 @dataclass(frozen=True)
 class Llama3Rope:
-    """Llama 3.1's extension: slow pairs divided by ``factor``, fast pairs kept, those between mixed."""
+    """Llama 3.1's extension: slow pairs divided by ``factor``, fast pairs kept, those between interpolated."""
 
     factor: float
     original_max_position_embeddings: int
@@ -188,10 +188,10 @@ class ModelConfig:
         rotated = "head_dim" if grouped else "qk_rope_head_dim"
         if getattr(self, rotated) % 2:
             raise ModelError(
-                f"{rotated} is {getattr(self, rotated)}; RoPE turns pairs, so make it even"
+                f"{rotated} is {getattr(self, rotated)}; RoPE rotates pairs, so make it even"
             )
         if not grouped and not isinstance(self.rope_scaling, Yarn | None):
-            raise ModelError("latent attention knows no other rope scaling than YaRN")
+            raise ModelError("latent attention supports no other rope scaling than YaRN")
         if self.num_nextn_predict_layers not in (0, 1):
             raise ModelError("num_nextn_predict_layers must be 0 or 1: engines read one MTP layer")
         if self.first_k_dense_replace < 0:
@@ -252,7 +252,7 @@ class ModelConfig:
         if groups < 1 or experts % groups:
             raise ModelError(f"n_group is {groups}; it must divide n_routed_experts ({experts})")
         if self.topk_method == "greedy" and groups > 1:
-            raise ModelError('topk_method "greedy" knows no groups; choose "group_limited_greedy"')
+            raise ModelError('topk_method "greedy" has no groups; choose "group_limited_greedy"')
         if self.has_selection_bias and experts // groups < 2:
             raise ModelError(
                 "a group needs at least 2 experts: its score is its best two; lower n_group"
@@ -326,9 +326,9 @@ def auto_scaling_factor(chosen: int, experts: int) -> float:
     """E[1/||p||_2] for p the normalised top-``chosen`` of ``experts`` gates sigmoid(N(0, 1)).
 
     With this factor the routed experts' mixture has about the size of a single expert's output
-    (Moonlight, arXiv 2502.16982, section 2.2). Fixed draw, rounded to two decimals.
+    (Moonlight, arXiv 2502.16982, section 2.2). Fixed sample, rounded to two decimals.
     """
-    draws = np.random.default_rng(0).standard_normal((4096, experts))
-    top = np.sort(1 / (1 + np.exp(-draws)), axis=1)[:, experts - chosen :]
-    shares = top / top.sum(axis=1, keepdims=True)
-    return round(float((1 / np.sqrt((shares**2).sum(axis=1))).mean()), 2)
+    samples = np.random.default_rng(0).standard_normal((4096, experts))
+    top = np.sort(1 / (1 + np.exp(-samples)), axis=1)[:, experts - chosen :]
+    gates = top / top.sum(axis=1, keepdims=True)
+    return round(float((1 / np.sqrt((gates**2).sum(axis=1))).mean()), 2)

@@ -1,7 +1,7 @@
 """What a shape costs: parameters, FLOPs and cache, counted from the configuration alone.
 
 A product of [a, b] with a vector costs 2ab FLOPs. "Active" is what one token passes through: its K chosen experts
-and the shared one, not all E. The MTP layer is counted apart, for it can be left off after training.
+and the shared one, not all E. The MTP layer is counted separately, as it can be left off after training.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _norms(config: ModelConfig) -> int:
 
 
 def parameters(config: ModelConfig) -> Parameters:
-    """Counts every trained number; the selection biases are no parameters."""
+    """Counts every trained number; the selection biases are not parameters."""
     D, L = config.hidden_size, config.num_hidden_layers
     embeddings = config.vocab_size * D * (1 if config.tie_word_embeddings else 2)
     blocks = [block_matrices(config, layer) for layer in range(L)]

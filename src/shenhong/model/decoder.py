@@ -38,7 +38,7 @@ class Trunk(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        # Given a tensor, torch draws no numbers that would be overwritten.
+        # Given a tensor, torch does not sample numbers that would be overwritten.
         blank_VD = torch.empty(config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Embedding.from_pretrained(blank_VD, freeze=False)
         layers: list[nn.Module] = [Layer(config, i) for i in range(config.num_hidden_layers)]
@@ -119,18 +119,18 @@ class Decoder(nn.Module):
         tokens_N: Tensor,
         docs: ops.Documents,
         observe: Observe = LOAD_ONLY,
-        alone: bool = False,
+        detached: bool = False,
     ) -> Hidden:
         """The MTP layer's states at token i, from which the head predicts token i+2.
 
         ``states_ND`` are those of ``forward``. At a document's last token the embedding that is joined belongs to
         the next document (the last token of all sees the first); the caller gives these positions no weight,
-        and no other position attends to them. ``alone``: no gradient reaches the trunk or the embedding.
+        and no other position attends to them. ``detached``: no gradient reaches the trunk or the embedding.
         """
         layer = self.model.layers[-1]
         assert isinstance(layer, MultiTokenLayer), "this model has no multi-token-prediction layer"
         next_ND = self.embed(tokens_N.roll(-1))
-        if alone:
+        if detached:
             next_ND, states_ND = next_ND.detach(), states_ND.detach()
         x_ND = layer.join(next_ND, states_ND)
         x_ND, stats = layer(x_ND, docs, self.cos, self.sin, observe)

@@ -33,7 +33,7 @@ class Family(NamedTuple):
     only: dict[str, Only]
     absent: dict[str, Any]  # what null or nothing means, where not ModelConfig's default
     fixed: dict[str, Any]  # what the type means by itself
-    written: dict[str, Any]  # said beside, for engines that have no or another default
+    written: dict[str, Any]  # written as well, for engines with another default or none
 
 
 _SIZES = (
@@ -65,7 +65,7 @@ _PLAIN = {
 }
 _FULL = "a sliding window is not computed here"
 _LATENT_ONLY = _PLAIN | {
-    "rope_interleave": Only((True, None), True, "neighbouring numbers turn together"),
+    "rope_interleave": Only((True, None), True, "neighbouring numbers are rotated together"),
     "moe_layer_freq": Only((1,), 1, "all layers after the dense ones have experts"),
     "mlp_bias": Only((False, None), False, _NO_BIAS),
 }
@@ -271,16 +271,16 @@ FP8 = {
 }
 
 
-def _check_quantised(said: Any) -> None:
-    if said is None:
+def _check_quantised(given: Any) -> None:
+    if given is None:
         return
-    good = isinstance(said, dict) and all(
-        said.get(name, value if name in ("fmt", "activation_scheme") else None) == value
+    good = isinstance(given, dict) and all(
+        given.get(name, value if name in ("fmt", "activation_scheme") else None) == value
         for name, value in FP8.items()
     )
     if not good:
         raise ModelError(
-            f"quantization_config is {said!r:.80}; besides none only fp8 with weight_block_size "
+            f"quantization_config is {given!r:.80}; besides none only fp8 with weight_block_size "
             "[128, 128] is supported"
         )
 

@@ -1,6 +1,6 @@
 """Rotary position embedding: the tables, and the rotation of interleaved pairs.
 
-Legend: T positions, r rotary dims of a head (pairs 2i, 2i+1 turn together).
+Legend: T positions, r rotary dims of a head (pairs 2i, 2i+1 are rotated together).
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
         else:
             amplitude = magnitude(scaling.factor, 1.0)
     elif isinstance(scaling, Llama3Rope):
-        frequency = stretched(frequency, scaling)
+        frequency = llama3_frequencies(frequency, scaling)
     elif isinstance(scaling, LinearRope):
         frequency = frequency / scaling.factor
     angle = torch.arange(config.max_position_embeddings, dtype=torch.float32)[:, None] * frequency
     return angle.cos() * amplitude, angle.sin() * amplitude
 
 
-def stretched(frequency: Tensor, rope: Llama3Rope) -> Tensor:
-    """Turns within the original context decide: slow pairs are divided by the factor, fast ones are not."""
+def llama3_frequencies(frequency: Tensor, rope: Llama3Rope) -> Tensor:
+    """Llama 3.1's frequencies, by a pair's turns within the original context: slow ones divided by the factor, fast kept."""
     turns = rope.original_max_position_embeddings * frequency / (2 * math.pi)
     span = rope.high_freq_factor - rope.low_freq_factor
     keep = ((turns - rope.low_freq_factor) / span).clamp(0, 1)
@@ -82,10 +82,10 @@ def _extrapolated_share(yarn: Yarn, r: int, theta: float) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the pairs of x [..., r] by angles whose cos and sin are [..., r/2]; fp32 inside."""
+    """Rotates the pairs of x [..., r] by angles whose cos and sin are [..., r/2]; fp32 inside."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
 
 
 def interleaved(rows: Tensor, width: int) -> Tensor:

@@ -37,7 +37,7 @@ def measure(recipe: Recipe, last: Step, run: Run, say: Callable[[str], None]) ->
     from shenhong.llm import LLM
     from shenhong.train import budget
     from shenhong.train.data import Rows, seen_rows
-    from shenhong.train.trainer import score_rows
+    from shenhong.train.validate import score_rows
 
     step = last.measured_on
     assert isinstance(step, Pretrain)

@@ -1,9 +1,8 @@
 """From a time budget to a number of steps, on the machine at hand.
 
-Threads, dtype and kernels are chosen by timing a short piece of training; then whole steps and one look
-at held-out text are timed as they will be run, and the steps that fit are counted. The answer is
-frozen into the manifest, so that the run is deterministic from there and its step count repeats it
-anywhere.
+Threads, dtype and kernels are chosen by timing a short piece of training; then whole steps and one
+validation are timed as they will be run, and the steps that fit are counted. The answer is frozen into
+the manifest, so that the run is deterministic from there and its step count repeats it anywhere.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def apply(choice: dict[str, Any]) -> torch.dtype:
 
 
 def choose_machine(make: Make, mesh: Mesh) -> dict[str, Any]:
-    """Threads, dtype and kernels for this machine, from trial steps on a few rows."""
+    """Threads, dtype and kernels for this machine, from trial steps on a part of the data of one."""
     trainers: dict[torch.dtype, Trainer] = {}
 
     def timed(threads: int, dtype: torch.dtype, kernels: bool) -> float:
@@ -59,7 +58,7 @@ def choose_machine(make: Make, mesh: Mesh) -> dict[str, Any]:
 def count_steps(
     trainer: Trainer, mesh: Mesh, seconds: float, validate: Callable[[], object]
 ) -> dict[str, Any]:
-    """How many steps of ``trainer`` fit into ``seconds``, and the times that says so.
+    """How many steps of ``trainer`` fit into ``seconds``, and the times this rests on.
 
     The trainer is used up: its weights move. Make a fresh one to train.
     """
@@ -73,25 +72,24 @@ def count_steps(
             times.append(time.perf_counter() - begin)
         return statistics.median(times[1:])
 
-    # Step 0 of many is before multi-token prediction starts (if it starts late); a late one is after.
     early = step_seconds(0, 1_000_000)
     share = late_share(trainer)
     late = step_seconds(999_990, 1_000_000) if 0 < share < 1 else early
     begin = time.perf_counter()
     validate()
-    look_seconds = time.perf_counter() - begin
-    looks = 1 / settings.valid_every + 1
+    validation_seconds = time.perf_counter() - begin
+    validations = 1 / settings.valid_every + 1
     a_step = (1 - share) * early + share * late
     # Checkpoints, events, samples; and steps of whole runs took 1.04 to 1.1 times as long as the trial's.
     overhead = 0.05
-    steps = int((seconds * (1 - overhead) - looks * look_seconds) / a_step)
+    steps = int((seconds * (1 - overhead) - validations * validation_seconds) / a_step)
     return {
         "steps": max(1, steps),
         "seconds_planned": round(seconds, 1),
         "step_seconds": round(a_step, 4),
         "step_seconds_early": round(early, 4),
         "step_seconds_late": round(late, 4),
-        "look_seconds": round(look_seconds, 3),
+        "validation_seconds": round(validation_seconds, 3),
     }
 
 
@@ -146,5 +144,5 @@ def plan(
 
 
 def late_share(trainer: Trainer) -> float:
-    """Share of steps that cost more than the others: those in which multi-token prediction trains, where it starts late."""
-    return 1 - trainer.objective.later
+    """Share of the steps that do more and cost more: those in which multi-token prediction trains."""
+    return 1 - trainer.objective.late_start

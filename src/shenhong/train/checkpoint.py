@@ -32,9 +32,10 @@ KEPT = 2
 class Progress:
     """Where training stands: the scalar part of a checkpoint."""
 
-    step: int = 0  # also the data cursor: every step takes as many rows
+    step: int = 0  # also the data cursor: a step's data follow from its number
     loss_mean: float | None = None  # running mean that the spike guard compares with
     seconds: float = 0.0  # of training so far, for display only
+    tokens: int = 0  # trained on so far
 
 
 def folder_of(root: Path, step: int) -> Path:

@@ -17,35 +17,40 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from shenhong.errors import DataError, RecipeError
+from shenhong.model import Decoder
 from shenhong.parallel import Mesh
 from shenhong.train.settings import TrainSettings
 
 
 class Batch(NamedTuple):
-    """One batch of rows of equal length, flattened; a document begins at every BOS and at every row start.
+    """One forward pass of one process: rows of equal length, flattened. A document starts at every BOS and every row.
 
-    ``weights_N[i]`` is what token i counts as a target (0: prompt, padding, BOS). ``more``: what else an objective
-    needs of each token, first dimension N: advantages, log-probabilities of another model, its states …
+    ``weights_N[i]`` is what token i counts as a target (0: prompt, padding, BOS). ``extra``: what else an objective needs
+    of each token, first dimension N: advantages, log-probabilities under another model, a teacher's states.
     """
 
     tokens_N: torch.Tensor  # int64
     weights_N: torch.Tensor  # float32
     row_length: int
-    more: Mapping[str, torch.Tensor] = {}
+    extra: Mapping[str, torch.Tensor] = {}
 
     def to(self, device: torch.device) -> Batch:
-        more = {name: tensor.to(device) for name, tensor in self.more.items()}
-        return Batch(self.tokens_N.to(device), self.weights_N.to(device), self.row_length, more)
+        extra = {name: tensor.to(device) for name, tensor in self.extra.items()}
+        return Batch(self.tokens_N.to(device), self.weights_N.to(device), self.row_length, extra)
 
 
 class Source(Protocol):
-    """Where a training's batches come from: packed rows, or whatever is made as it goes."""
+    """Where batches come from: packed rows, or what is made as training goes, such as rollouts."""
 
     bos_id: int
 
-    def batches(self, step: int, mesh: Mesh, part: int = 1) -> list[Batch]:
-        """This process's share of a step, cut into forward passes. ``part`` > 1: about one of so many parts of it, to
-        time it by."""
+    def batches(self, step: int, model: Decoder, mesh: Mesh, part: int = 1) -> list[Batch]:
+        """This process's share of a step, cut into forward passes: at least one.
+
+        Everything follows from the step's number and ``model``, the weights as they are when the step starts (rollouts
+        are written with them), so that a run that was stopped goes on as if it had not been. ``part`` above 1 asks for
+        about 1/part of the step, for timing.
+        """
         ...
 
     def mean_context(self) -> float:
@@ -119,7 +124,7 @@ class PackedRows:
         self.rows, self.settings, self.seed = rows, settings, seed
         self.bos_id = rows.bos_id
 
-    def batches(self, step: int, mesh: Mesh, part: int = 1) -> list[Batch]:
+    def batches(self, step: int, model: Decoder, mesh: Mesh, part: int = 1) -> list[Batch]:
         count = self.settings.rows_a_step
         if count % mesh.size:
             raise RecipeError(

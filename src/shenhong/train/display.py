@@ -18,14 +18,14 @@ def clock(seconds: float) -> str:
 
 
 class Display:
-    """Progress of ``steps`` steps. Time left follows the last half minute, so load that comes later shows at once."""
+    """Progress of ``steps`` steps. Time left follows the last half minute, so that a machine that gets busy shows at once."""
 
     def __init__(self, steps: int, done: int, visible: bool = True) -> None:
         self.steps, self.visible = steps, visible
         self.console = Console(stderr=True)
         self.live = visible and self.console.is_terminal
         self.recent: deque[tuple[float, int]] = deque([(time.monotonic(), done)], maxlen=400)
-        self.said = time.monotonic()
+        self.printed_at = time.monotonic()
         self.bar = Progress(
             TextColumn("training"),
             BarColumn(bar_width=24),
@@ -53,11 +53,11 @@ class Display:
         self.recent.append((now, step))
         while len(self.recent) > 2 and now - self.recent[0][0] > 30:
             self.recent.popleft()
-        begun, first = self.recent[0]
-        return (self.steps - step) * (now - begun) / max(1, step - first)
+        since, first = self.recent[0]
+        return (self.steps - step) * (now - since) / max(1, step - first)
 
     def show(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """``loss`` in nats per token."""
+        """Show one more step; ``loss`` is the objective's first term."""
         if not self.visible:
             return
         left = self.time_left(step)
@@ -67,10 +67,6 @@ class Display:
         )
         if self.live:
             self.bar.update(self.task, completed=step, text=text)
-        elif time.monotonic() - self.said > 15 or step == self.steps:
-            self.said = time.monotonic()
+        elif time.monotonic() - self.printed_at > 15 or step == self.steps:
+            self.printed_at = time.monotonic()
             print(f"training {step}/{self.steps}  {text}", file=sys.stderr, flush=True)
-
-    def say(self, text: str) -> None:
-        if self.visible:
-            self.console.print(text, highlight=False, markup=False)

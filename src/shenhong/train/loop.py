@@ -27,15 +27,16 @@ from shenhong.runs.run import Run
 from shenhong.train import budget, checkpoint, machine
 from shenhong.train.data import PackedRows, Rows, Source
 from shenhong.train.display import Display
-from shenhong.train.objectives import Objective
+from shenhong.train.objectives import NextToken, Objective
 from shenhong.train.settings import TrainSettings
-from shenhong.train.trainer import StepResult, Trainer, score_rows
+from shenhong.train.trainer import StepResult, Trainer
+from shenhong.train.validate import Validate, held_out_loss
 
 GUARD_AFTER = 20  # steps before the spike guard trusts its running mean
 
 
 class Stop:
-    """Turns Ctrl-C and SIGTERM into a wish that the loop honours after the step it is in."""
+    """Turns Ctrl-C and SIGTERM into a request that the loop honours after the step it is in."""
 
     def __enter__(self) -> Stop:
         self.wanted = False
@@ -55,7 +56,7 @@ class Stop:
 
 def train(
     run: Run | None,
-    path: Path,
+    folder: Path,
     settings: TrainSettings,
     config: ModelConfig,
     seed: int,
@@ -66,17 +67,18 @@ def train(
     stage: str = "train",
     objective: Objective | None = None,
     source: Source | None = None,
-    validate: Callable[[Decoder], float] | None = None,
+    validate: Validate | None = None,
 ) -> Decoder:
-    """Train from the packed rows in ``path/tokens``, or go on from the newest checkpoint in ``path/checkpoints``.
+    """Train, or go on from the newest checkpoint in ``folder/checkpoints``; returns the trained model.
 
-    ``run`` is the open run on the leading process and None elsewhere; ``seconds()`` is the time left for
-    training where steps are not given. ``write`` gives (prompt, answer) samples of the model as it is, for
-    those who watch; they are taken at every look at held-out text. ``first()`` gives the weights to begin with where
-    there is no checkpoint yet, None for random ones. ``stage`` is the name under which the manifest keeps the number of
-    steps; where a run trains in several stages, their events name theirs. What is learnt, from what, and how it is
-    measured on held-out data while it is learnt (nats per token) may be another ``objective``, ``source`` and
-    ``validate`` than next tokens of packed rows. Returns the trained model.
+    ``run``        the open run on the leading process, None elsewhere
+    ``seconds()``  the time left for training, asked where the settings do not give the number of steps
+    ``write``      (prompt, answer) samples of the model as it is, for those who watch; taken at every validation
+    ``first()``    the weights to start from where there is no checkpoint yet; None for random ones
+    ``stage``      under which name the manifest keeps the number of steps; events of any other than "train" name it
+    ``objective``  what is minimised; by default the next tokens' negative log-likelihood
+    ``source``     where batches come from; by default the packed rows in ``folder/tokens``
+    ``validate``   what "valid" events say of the model; by default its loss on held-out rows in ``folder/tokens``
 
     Errors: TrainingError (NaN, spike), CheckpointError, DataError; KeyboardInterrupt after a stop.
     """
@@ -84,32 +86,36 @@ def train(
     bos, pad = config.bos_token_id, config.pad_token_id
     assert bos is not None and pad is not None
     if source is None:
-        rows = Rows(path / "tokens" / "train.safetensors", bos, pad, settings.prompt_weight)
+        rows = Rows(folder / "tokens" / "train.safetensors", bos, pad, settings.prompt_weight)
         source = PackedRows(rows, settings, seed)
+    if objective is None:
+        objective = NextToken(config, settings, source.bos_id)
     if validate is None:
-        validate = held_out_loss(Rows(path / "tokens" / "valid.safetensors", bos, pad), settings)
+        validate = held_out_loss(Rows(folder / "tokens" / "valid.safetensors", bos, pad), settings)
 
     def make(dtype: torch.dtype) -> Trainer:
-        return Trainer(settings, config, source, mesh, seed, dtype, device, objective)
+        return Trainer(settings, config, objective, source, mesh, seed, dtype, device)
 
     plan = budget.plan(run, mesh, make, lambda trial: validate(trial.model), seconds, stage)
-    named = {} if stage == "train" else {"stage": stage}  # of events, where there are several
+    named = {} if stage == "train" else {"stage": stage}  # in every event of this training
     choice = plan["machine"]
     trainer = make(budget.apply(choice))
     if mesh.leads:
         _say_what_differs(choice, mesh)
-    torch.manual_seed(seed)  # measuring and making models have drawn from it
-    root = path / "checkpoints"
+    torch.manual_seed(seed)  # measuring and making models have used random numbers
+    root = folder / "checkpoints"
     progress = checkpoint.Progress()
     if found := checkpoint.load_newest(root):
         progress, weights, optimizer = found
+        if not progress.tokens:  # a checkpoint of a version that did not count them
+            progress.tokens = progress.step * settings.batch_tokens
         try:
             trainer.model.load_state_dict(weights)
             trainer.optimizer.load(optimizer)
         except (RuntimeError, KeyError):
             newest = checkpoint.saved(root)[-1]
             raise CheckpointError(
-                f"{newest} is of another model than {path / 'recipe.toml'} describes; remove it"
+                f"{newest} is of another model than this run's recipe describes; remove it"
             ) from None
     elif first_weights := first():
         trainer.model.load_state_dict(first_weights)
@@ -135,19 +141,20 @@ def train(
             _guard(progress, result, settings.spike, root)
             progress.step += 1
             progress.seconds = before + time.monotonic() - started
-            pace = settings.batch_tokens / (time.monotonic() - step_started)
+            progress.tokens += result.tokens
+            pace = result.tokens / (time.monotonic() - step_started)
             display.show(progress.step, result.loss, pace)
             if run:
-                _report(run, progress, steps, result, pace, settings.batch_tokens, named)
+                _report(run, progress, steps, result, pace, named)
             if progress.step in validations:
-                nats = validate(trainer.model)
+                measures = validate(trainer.model)
                 give_back()
                 if run:
                     run.event(
                         "valid",
                         step=progress.step,
                         seconds=round(progress.seconds, 3),
-                        nats_per_token=nats,
+                        **measures,
                         **named,
                     )
                     for prompt, text in write(trainer.model):
@@ -163,26 +170,15 @@ def train(
     return trainer.model
 
 
-def held_out_loss(valid: Rows, settings: TrainSettings) -> Callable[[Decoder], float]:
-    """Nats per counted token of the first rows of held-out text."""
-    numbers = torch.arange(min(settings.valid_rows, len(valid)))
-
-    def validate(model: Decoder) -> float:
-        nats, counted = score_rows(model, valid, numbers, settings.micro_tokens)
-        return nats / max(1, counted)
-
-    return validate
-
-
 def _say_what_differs(choice: dict[str, Any], mesh: Mesh) -> None:
     """A run goes on anywhere, but only equal machines and versions repeat it to the last bit."""
     here = {"processes": mesh.size, "kernels": numerics.kernels_in_use()}
     now = {**machine.describe(), **here}
     changed = [k for k in ("cpu", "torch", "device", *here) if now[k] != choice[k]]
     if changed:
-        told = ", ".join(f"{k} was {choice[k]}, is {now[k]}" for k in changed)
+        changes = ", ".join(f"{k} was {choice[k]}, is {now[k]}" for k in changed)
         print(
-            f"note: this run began under other conditions ({told}): the last bits will differ",
+            f"note: this run began under other conditions ({changes}): the last bits will differ",
             file=sys.stderr,
         )
 
@@ -218,22 +214,19 @@ def _report(
     steps: int,
     result: StepResult,
     pace: float,
-    batch: int,
     named: dict[str, str],
 ) -> None:
     fields: dict[str, Any] = {
         "step": progress.step,
         "steps": steps,
-        "loss": round(result.loss, 5),
+        **{name: round(loss, 5) for name, loss in result.losses.items()},
         "lr": result.lr,
         "grad_norm": round(result.grad_norm, 4),
-        "tokens": progress.step * batch,
+        "tokens": progress.tokens,
         "seconds": round(progress.seconds, 3),
         "tokens_per_second": round(pace),
         "load_max": [round(max(layer) * len(layer), 3) for layer in result.load],
     }
-    for name, loss in result.losses.items():
-        fields[name] = round(loss, 5)
     if progress.step % 20 == 0 or progress.step == steps:
         fields["load"] = [[round(share, 4) for share in layer] for layer in result.load]
     run.event("train", **fields, **named)

@@ -1,7 +1,7 @@
-"""Objectives: from a batch, the model's final states and its head to the terms of a loss.
+"""Objectives: from a batch and the model's pass over it to the terms of a loss.
 
-A training loop knows nothing of what is learnt. It is given an `Objective`: pretraining's `NextToken` here, those of
-tuning, distilling and reinforcement beside the steps that need them. Each term is a sum over its own targets and is
+The training loop knows nothing of what is learnt. It is given an `Objective`: `NextToken` for pretraining, and those of
+tuning, distillation and reinforcement with the steps that need them. Each term is a sum over its own targets and is
 normalised by its own count over the *whole* step (all micro-batches, all processes); counts come from the data before
 any forward pass, so gradients need no correction afterwards.
 
@@ -11,55 +11,69 @@ Legend: N tokens of a batch, D hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
-from shenhong.model import ModelConfig
-from shenhong.model.decoder import Hidden
-from shenhong.numerics import cross_entropy
+from shenhong.model import Decoder, ModelConfig, Observe
+from shenhong.numerics import cross_entropy, documents
 from shenhong.train.data import Batch
 from shenhong.train.settings import TrainSettings
 
 
-class Objective(Protocol):
-    """What a training minimises: the weighted sum of its terms, each divided by its count.
+class Pass:
+    """The model's forward pass over a batch.
 
-    names     of the terms, as events call them; the first is "loss"
-    weights   of the terms
-    alone     beginnings of names of parameters whose gradients are clipped among themselves
-    later     share of the steps after which a step does more and costs more; 1: never
+    states_ND   final states behind each token, after the last norm, in the compute dtype
+    head_VD     the head that turns them into logits, in the same dtype
+    routing     what each expert layer observed
     """
 
-    names: Sequence[str]
-    weights: Sequence[float]
-    alone: tuple[str, ...]
-    later: float
+    def __init__(self, model: Decoder, batch: Batch, bos_id: int, observe: Observe) -> None:
+        self._model, self._tokens_N, self._observe = model, batch.tokens_N, observe
+        self._docs = documents(batch.tokens_N.view(-1, batch.row_length), bos_id)
+        self.states_ND, routing = model(batch.tokens_N, self._docs, observe)
+        self.head_VD = model.head_weight.to(self.states_ND.dtype)
+        self.routing = list(routing)
+
+    def draft(self, detached: bool = False) -> torch.Tensor:
+        """[N, D] states of the multi-token-prediction layer, from which the head predicts the token after next.
+
+        ``detached``: the trunk gets no gradient from it. Once a pass.
+        """
+        states_ND, routing = self._model.draft(
+            self.states_ND, self._tokens_N, self._docs, self._observe, detached
+        )
+        self.routing += routing
+        return states_ND
+
+
+class Objective:
+    """What training minimises: the weighted sum of terms, each divided by its count.
+
+    names           of the terms in events; the first is always "loss", which the spike guard and the display follow
+    weights         of the terms; a term of weight 0 is only reported
+    clipped_apart   prefixes of the names of parameters whose gradients are clipped together, apart from all others
+    late_start      share of the steps after which a step is *late*: it does more and costs more; 1: never
+    """
+
+    names: Sequence[str] = ("loss",)
+    weights: Sequence[float] = (1.0,)
+    clipped_apart: tuple[str, ...] = ()
+    late_start: float = 1.0
 
     def counts(self, batch: Batch, late: bool) -> list[torch.Tensor]:
-        """Of each term that this batch has, how many targets it counts (scalars); known from the data alone.
+        """How many targets each term has in this batch: one scalar a term, from the data alone.
 
-        ``late``: whether the share `later` of the steps is done.
+        There may be fewer terms than names (the last ones are then not there), but equally many in every batch of a step.
         """
-        ...
+        raise NotImplementedError
 
-    def terms(
-        self, batch: Batch, hidden: Hidden, head_VD: torch.Tensor, draft: Draft, late: bool
-    ) -> list[torch.Tensor]:
-        """The same terms as scalars, each the sum over its targets, in nats where they are log-likelihoods.
-
-        ``hidden``: the final states behind each token; ``draft``: runs the multi-token-prediction layer over them.
-        """
-        ...
+    def terms(self, batch: Batch, forward: Pass, late: bool) -> list[torch.Tensor]:
+        """The same terms as scalars with gradient, each a sum over its targets (in nats if they are likelihoods)."""
+        raise NotImplementedError
 
 
-class Draft(Protocol):
-    def __call__(self, alone: bool = False) -> Hidden:
-        """The layer's states, from which the head predicts the token after next; ``alone``: it learns by itself."""
-        ...
-
-
-class NextToken:
+class NextToken(Objective):
     """Next-token prediction, and multi-token prediction where the model has the layer for it (V3, eq. 21-25).
 
     A draft layer that starts late learns to draft and nothing else: the gradients of an untrained layer would undo in
@@ -71,22 +85,21 @@ class NextToken:
     def __init__(self, config: ModelConfig, settings: TrainSettings, bos_id: int) -> None:
         self.bos_id = bos_id
         self.weights = (1.0, settings.mtp_weight)
-        wanted = config.num_nextn_predict_layers and settings.mtp_weight
-        self.later = settings.mtp_start if wanted else 1.0
-        self.drafts_alone = 0 < self.later < 1
-        self.alone = (f"model.layers.{config.num_hidden_layers}.",) if self.drafts_alone else ()
+        drafts = config.num_nextn_predict_layers and settings.mtp_weight
+        self.late_start = settings.mtp_start if drafts else 1.0
+        self.detached = 0 < self.late_start < 1
+        if self.detached:
+            self.clipped_apart = (f"model.layers.{config.num_hidden_layers}.",)
 
     def counts(self, batch: Batch, late: bool) -> list[torch.Tensor]:
         return [weights_N.sum() for _, weights_N in self._targets(batch, late)]
 
-    def terms(
-        self, batch: Batch, hidden: Hidden, head_VD: torch.Tensor, draft: Draft, late: bool
-    ) -> list[torch.Tensor]:
+    def terms(self, batch: Batch, forward: Pass, late: bool) -> list[torch.Tensor]:
         first, *second = self._targets(batch, late)
-        terms = [token_loss(hidden.states_ND, head_VD, *first)]
+        terms = [token_loss(forward.states_ND, forward.head_VD, *first)]
         for targets in second:
-            head = head_VD.detach() if self.drafts_alone else head_VD
-            terms.append(token_loss(draft(self.drafts_alone).states_ND, head, *targets))
+            head_VD = forward.head_VD.detach() if self.detached else forward.head_VD
+            terms.append(token_loss(forward.draft(self.detached), head_VD, *targets))
         return terms
 
     def _targets(self, batch: Batch, late: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:

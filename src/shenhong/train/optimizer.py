@@ -6,9 +6,9 @@ size an AdamW update has, so both share rates and weight decay:
 
     M <- mu*M + G;   O = NewtonSchulz(G + mu*M);   W <- W - lr*(0.2*sqrt(max(A,B))*O + wd*W)
 
-What counts as one matrix is what the model multiplies by on its own: each expert, gate and up apart,
-the two halves of W_DKV|W_KR, and in each head W_UK apart from W_UV and W_UQ apart from W_QR. Embedding, head,
-router and norms are AdamW's: their rows or entries are used one by one, which an orthogonal update ignores.
+One matrix is what the model multiplies by on its own: in each expert the gate and the up projection, the two halves of
+W_DKV|W_KR, and in each head W_UK and W_UV, W_UQ and W_QR, each by itself. Embedding, head, router and norms are left to
+AdamW: their rows or entries are used one by one, which an orthogonal update would ignore.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from shenhong.model.config import ModelConfig
 from shenhong.numerics.muon import decayed_add_, nesterov_, newton_schulz
 
 
-def pieces(name: str, tensor: torch.Tensor, config: ModelConfig) -> list[torch.Tensor]:
-    """Views of ``tensor`` as batches of matrices [batch, A, C]; empty where Muon has no business."""
+def matrix_views(name: str, tensor: torch.Tensor, config: ModelConfig) -> list[torch.Tensor]:
+    """Views of ``tensor`` as batches of matrices [batch, A, C]; empty for what AdamW updates."""
     if tensor.ndim < 2 or any(
         part in name for part in ("embed_tokens", "lm_head", "mlp.gate.", "norm")
     ):
@@ -63,10 +63,10 @@ class Optimizer:
         self.weight_decay, self.compute = weight_decay, compute
         self.parameters = parameters
         self.matrices = {
-            n: p for n, p in parameters.items() if muon and pieces(n, p.detach(), config)
+            n: p for n, p in parameters.items() if muon and matrix_views(n, p.detach(), config)
         }
         self.vectors = {n: p for n, p in parameters.items() if n not in self.matrices}
-        self.decayed = {n for n, p in self.vectors.items() if pieces(n, p.detach(), config)}
+        self.decayed = {n for n, p in self.vectors.items() if matrix_views(n, p.detach(), config)}
         self.steps = 0
         self.momenta = {n: torch.zeros_like(p) for n, p in self.matrices.items()}
         self.means = {n: torch.zeros_like(p) for n, p in self.vectors.items()}
@@ -129,7 +129,7 @@ class Optimizer:
                 continue
             momentum = self.momenta[name]
             update = nesterov_(momentum, parameter.grad, self.momentum, self.compute)
-            views = (pieces(name, tensor, self.config) for tensor in (parameter, update))
+            views = (matrix_views(name, tensor, self.config) for tensor in (parameter, update))
             for weight_BAC, update_BAC in zip(*views, strict=True):
                 by_shape[weight_BAC.shape[1], weight_BAC.shape[2]].append((weight_BAC, update_BAC))
         for (rows, columns), group in by_shape.items():

@@ -78,9 +78,9 @@ class TrainSettings(BaseModel):
     )
     checkpoint_seconds: float = Field(60.0, gt=0, description="time between checkpoints")
     valid_every: float = Field(
-        0.1, gt=0, le=1, description="share of steps between looks at held-out text"
+        0.1, gt=0, le=1, description="share of steps between validations on held-out text"
     )
-    valid_rows: int = Field(32, ge=1, description="rows of held-out text a look uses")
+    valid_rows: int = Field(32, ge=1, description="rows of held-out text in a validation")
     spike: float = Field(
         2.0, gt=0, description="nats per token above the running mean that stop the run"
     )
