@@ -128,6 +128,18 @@ def test_a_stop_in_the_second_step_changes_no_bit(two: Path, tiny: Tiny, tmp_pat
     assert digest(tmp_path / "run" / WEIGHTS) == digest(two / WEIGHTS)
 
 
+def test_what_a_kill_left_in_a_step_is_cleared_and_what_stepped_aside_comes_back(
+    two: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(two, two.parent / tmp_path.name))
+    base = copy / "steps" / "base"
+    (base / "checkpoints" / ".step-000099.tmp").mkdir()
+    (base / "model").rename(base / ".model.old")
+    Run(copy).close()
+    assert not (base / "checkpoints" / ".step-000099.tmp").exists()
+    assert state(base / "model") == state(two / "steps" / "base" / "model")
+
+
 def test_what_was_removed_is_made_again(two: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(two, two.parent / tmp_path.name))
     shutil.rmtree(copy / "model")

@@ -124,7 +124,10 @@ class Run:
 
     def _sweep(self) -> None:
         """Clear what a killed writer left: remove the half-written, put back what had stepped aside."""
-        for folder in (self.path, self.path / "checkpoints"):
+        steps = [path for path in (self.path / "steps").glob("*") if path.is_dir()]
+        for folder in (
+            base / name for base in (self.path, *steps) for name in (".", "checkpoints")
+        ):
             for left in folder.glob(".*.tmp"):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             for aside in folder.glob(".*.old"):
