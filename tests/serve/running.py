@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 import threading
@@ -53,8 +54,8 @@ class Running:
     def model(self) -> str:
         return next(iter(self.hub.models))
 
-    def idle(self, seconds: float = 20) -> bool:
-        """Whether everything that was asked for is over, soon: nothing runs, nothing waits, no page is held."""
+    def idle(self, seconds: float = 60) -> bool:
+        """Whether everything that was asked for is over, in the end: nothing runs, nothing waits, no page is held."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             engines = [model.llm.engine for model in self.hub.models.values()]
@@ -84,7 +85,7 @@ def running(models: Path | list[Path], data: Path, **settings: Any) -> Iterator[
                 yield Running(url, hub, server, http)
         finally:
             server.should_exit = True
-            thread.join(15)
+            thread.join(60)
             assert not thread.is_alive(), "the server did not end"
 
 
@@ -125,6 +126,24 @@ def slowly(patch: pytest.MonkeyPatch, server: Running, seconds: float = 0.01) ->
     patch.setattr(engine, "step", waiting)
     patch.setattr(engine, "_plain", lambda parts: False)
     return begun
+
+
+def in_step(patch: pytest.MonkeyPatch, server: Running) -> None:
+    """The model writes a token a step, and none before its reader took the one before: nothing comes in one with another."""
+    thread = server.hub.models[server.model].thread
+    step = thread.engine.step
+
+    async def taken() -> None:
+        # What a step wrote was put into its stream before this was asked for.
+        while any(stream._events for stream in thread.live):
+            await asyncio.sleep(0.001)
+
+    def after_the_reader() -> Any:
+        asyncio.run_coroutine_threadsafe(taken(), thread._loop).result(60)
+        return step()
+
+    patch.setattr(thread.engine, "step", after_the_reader)
+    patch.setattr(thread.engine, "_plain", lambda parts: False)
 
 
 def events(response: httpx.Response) -> list[dict[str, str]]:

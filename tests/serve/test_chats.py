@@ -214,7 +214,7 @@ def test_a_tab_that_missed_much_hears_all_of_it(own: Running) -> None:
     own.hub.store.db.execute("INSERT INTO change (owner, data) VALUES ('local', 'damaged')")
     last = own.hub.store.create_chat("local", "last")["id"]
     heard = 0
-    with httpx.stream("GET", f"{own.url}/api/events?after={before}", timeout=3) as stream:
+    with httpx.stream("GET", f"{own.url}/api/events?after={before}", timeout=60) as stream:
         for line in stream.iter_lines():
             heard += line.startswith("data: ")
             if last in line:
@@ -227,7 +227,7 @@ def test_a_chat_deleted_as_its_turn_begins_is_a_404(
 ) -> None:
     store, target = own.hub.store, {"model": own.model, "settings": {"max_tokens": 110}}
     body = {"text": "长城", "targets": [target]}
-    add, slow = store.add_turn, slowly(monkeypatch, own)
+    add, slow = store.add_turn, slowly(monkeypatch, own, 0.1)
 
     def deleted_before(owner: str, chat: str, *more: Any) -> None:
         store.delete_chat(owner, chat)
@@ -235,7 +235,7 @@ def test_a_chat_deleted_as_its_turn_begins_is_a_404(
 
     monkeypatch.setattr(store, "add_turn", deleted_before)
     assert own.http.post(f"/api/chats/{new_chat(own)}/turns", json=body).status_code == 404
-    assert own.idle(0.5)
+    assert own.idle()
 
     def deleted_after(owner: str, chat: str, *more: Any) -> None:
         add(owner, chat, *more)
@@ -243,8 +243,8 @@ def test_a_chat_deleted_as_its_turn_begins_is_a_404(
 
     monkeypatch.setattr(store, "add_turn", deleted_after)
     assert own.http.post(f"/api/chats/{new_chat(own)}/turns", json=body).status_code == 200
-    assert own.idle(0.7), "it is written to its end for nobody"
-    assert len(slow) < 80
+    assert own.idle()
+    assert len(slow) < 80, "it is written to its end for nobody"
 
 
 def test_other_tabs_hear_of_changes(own: Running) -> None:
@@ -252,7 +252,7 @@ def test_other_tabs_hear_of_changes(own: Running) -> None:
     ready = threading.Event()
 
     def listen() -> None:
-        with httpx.stream("GET", f"{own.url}/api/events", timeout=20) as stream:
+        with httpx.stream("GET", f"{own.url}/api/events", timeout=60) as stream:
             for line in stream.iter_lines():
                 ready.set()
                 if line.startswith("data: "):
@@ -262,12 +262,12 @@ def test_other_tabs_hear_of_changes(own: Running) -> None:
 
     thread = threading.Thread(target=listen)
     thread.start()
-    assert ready.wait(5)
+    assert ready.wait(60)
     chat = new_chat(own)
     (answer,) = ask(own, chat)["answers"]
     followed(own, answer["job"])
     own.http.delete(f"/api/chats/{chat}")
-    thread.join(10)
+    thread.join(60)
     assert {change["chat"] for change in heard} == {chat}
     states = [c["message"]["state"] for c in heard if c["kind"] == "message" and c["message"] and c["message"]["role"] == "assistant"]  # fmt: skip
     assert states[-1] == "done" and heard[-1]["kind"] == "deleted"
@@ -322,7 +322,7 @@ def test_runs_are_told_as_they_grow(tiny: Tiny, tmp_path: Path, served: Running)
         assert [e["loss"] for e in whole["series"]["train"]] == [1, None, 3, 4]
         assert whole["offset"] == len("".join(lines[:4]))
         got: list[tuple[str, dict]] = []
-        with httpx.stream("GET", f"{server.url}/api/runs/{run['id']}/events", timeout=20) as stream:
+        with httpx.stream("GET", f"{server.url}/api/runs/{run['id']}/events", timeout=60) as stream:
             number = ""
             for line in stream.iter_lines():
                 if line.startswith("id: "):
@@ -341,7 +341,7 @@ def test_runs_are_told_as_they_grow(tiny: Tiny, tmp_path: Path, served: Running)
             file.write(long + lines[0])
         at = log.stat().st_size - len(long) - len(lines[0])
         url = f"{server.url}/api/runs/{run['id']}/events?after={at}"
-        with httpx.stream("GET", url, timeout=5) as stream:
+        with httpx.stream("GET", url, timeout=60) as stream:
             data = (line for line in stream.iter_lines() if line.startswith("data: "))
             assert len(next(data)) > 1_200_000 and json.loads(next(data)[6:])["step"] == 1
         for path in ("/api/runs/none", "/api/runs/..%2f..", "/api/runs/none/events"):

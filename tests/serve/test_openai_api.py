@@ -15,7 +15,7 @@ from shenhong.engine import Sampling
 from shenhong.llm import LLM
 from shenhong.tokenizer.tokenizer import CHAT_TEMPLATE
 from tests.conftest import Tiny
-from tests.serve.running import Running, begin_with, running, with_template
+from tests.serve.running import Running, begin_with, in_step, running, with_template
 
 ASKED: Any = [{"role": "user", "content": "五绝 长城"}]
 
@@ -32,7 +32,10 @@ def test_the_models_are_listed(client: OpenAI, served: Running) -> None:
         client.models.retrieve("gpt-9")
 
 
-def test_a_stream_says_the_same_as_a_whole_answer(client: OpenAI, served: Running) -> None:
+def test_a_stream_says_the_same_as_a_whole_answer(
+    client: OpenAI, served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_step(monkeypatch, served)
     ask: Any = {"model": served.model, "messages": ASKED, "max_tokens": 20, "seed": 5, "n": 3}
     whole = client.chat.completions.create(**ask)
     texts, ends, usage, chunks = ["", "", ""], [None] * 3, None, 0

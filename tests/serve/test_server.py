@@ -43,7 +43,10 @@ def raw(server: Running, **more: Any) -> socket.socket:
 @pytest.mark.parametrize(
     "manner", ["close", "reset", "before the answer", "half a body", "not whole"]
 )
-def test_callers_that_leave_cost_nothing(served: Running, manner: str) -> None:
+def test_callers_that_leave_cost_nothing(
+    served: Running, manner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowly(monkeypatch, served, 0.1)  # to its end an answer takes ten seconds
     wrote = served.hub.models[served.model].thread.stats.generated_tokens
     for _ in range(4):
         one = raw(served, stream=manner != "not whole", n=16)
@@ -61,7 +64,7 @@ def test_callers_that_leave_cost_nothing(served: Running, manner: str) -> None:
             b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"
         )
         half.close()
-    assert served.idle(5), "what nobody reads must end and give its pages back"
+    assert served.idle(), "what nobody reads must end and give its pages back"
     wrote = served.hub.models[served.model].thread.stats.generated_tokens - wrote
     assert wrote < 4 * 16 * 100, "it was written to the end for nobody"
     assert served.chat().status_code == 200
@@ -105,19 +108,19 @@ def test_a_reader_that_takes_nothing_is_let_go(
             )
             one.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n{data}".encode())  # fmt: skip
             assert server.chat().status_code == 200  # others go on meanwhile
-            until = time.monotonic() + 5
+            until = time.monotonic() + 60
             mine = one.getsockname()
             while any(c.client == mine for c in server.server.server_state.connections):
                 assert time.monotonic() < until, "its connection stays"
                 time.sleep(0.02)
-            assert server.idle(1)
+            assert server.idle()
         assert server.chat().status_code == 200
     assert not caplog.records
 
 
 def test_a_slow_reader_that_reads_gets_all(tiny: Tiny, tmp_path: Path) -> None:
     """More is sent than fits between the two, and taken in far more time than one may take nothing."""
-    limits = replace(FREE, slow_reader_seconds=0.3)
+    limits = replace(FREE, slow_reader_seconds=1.0)
     with running(tiny.run, tmp_path, limits=limits) as server, socket.socket() as one:
         message = {"id": "1", "parent": None, "role": "user", "parts": [{"type": "text", "text": "x" * 4_000_000}]}  # fmt: skip
         chat = server.http.post("/api/chats/import", json={"messages": [message]}).json()["id"]
@@ -127,15 +130,15 @@ def test_a_slow_reader_that_reads_gets_all(tiny: Tiny, tmp_path: Path) -> None:
         begun, got = time.monotonic(), 0
         while piece := one.recv(1 << 20):
             got += len(piece)
-            time.sleep(0.001 if time.monotonic() - begun > 2 else len(piece) / 2e6)
-    assert got > 4_000_000 and time.monotonic() - begun > 1
+            time.sleep(0.001 if time.monotonic() - begun > 3 else len(piece) / 1e6)
+    assert got > 4_000_000 and time.monotonic() - begun > 2
 
 
 def drip(port: int, head: bytes, every: float, stop: threading.Event) -> float:
     """Sends a byte of `b"a"` now and then behind `head`; seconds until the server closes the connection."""
+    begun = time.monotonic()  # before the server can begin to count
     with socket.create_connection(("127.0.0.1", port)) as one:
         one.settimeout(every)
-        begun = time.monotonic()
         one.sendall(head)
         while not stop.is_set():
             try:
@@ -173,11 +176,11 @@ def test_who_sends_by_drops_is_let_go_and_others_are_not(tiny: Tiny, tmp_path: P
             assert server.chat(stream=True, max_tokens=100).status_code == 200
             assert patient.get("/health").status_code == 200
             time.sleep(0.5)
-        timer = threading.Timer(10, stop.set)
+        timer = threading.Timer(90, stop.set)  # for those that are never let go
         timer.start()
         for name, ends in slow.items():
             for end in ends:
-                assert 0.4 < end.result() < 5, name
+                assert 0.4 < end.result() < 80, name
         timer.cancel()
         assert server.chat().status_code == 200 and server.idle()
 
@@ -187,14 +190,7 @@ def test_a_long_answer_outlives_the_time_of_a_head(
 ) -> None:
     limits = replace(FREE, slow_head_seconds=0.2)
     with running(tiny.run, tmp_path, limits=limits) as server:
-        engine = server.hub.models[server.model].llm.engine
-        step = engine.step
-
-        def slowly() -> Any:
-            time.sleep(0.02 if engine.busy else 0)
-            return step()
-
-        monkeypatch.setattr(engine, "step", slowly)
+        slowly(monkeypatch, server, 0.02)
         begun = time.monotonic()
         reply = server.chat(max_tokens=40, stream=True, logit_bias={"1": -100})
         assert time.monotonic() - begun > 0.6
@@ -305,12 +301,12 @@ def test_a_looping_template_stops_only_its_caller(tiny: Tiny, tmp_path: Path) ->
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     source = "{% if messages[0]['content'] == 'boom' %}" + loop + "{% endif %}" + CHAT_TEMPLATE
     folder = with_template(tiny.run / "model", tmp_path / "model", source)
-    with running(folder, tmp_path, limits=replace(FREE, template_seconds=0.5)) as server:
+    with running(folder, tmp_path, limits=replace(FREE, template_seconds=3)) as server:
         found: list[httpx.Response] = []
         thread = threading.Thread(target=lambda: found.append(server.chat("boom")))
         thread.start()
         assert server.chat().status_code == 200 and not found
-        thread.join(10)
+        thread.join(60)
     assert found[0].status_code == 400 and found[0].json()["error"]["code"] == "template"
 
 
