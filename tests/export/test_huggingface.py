@@ -142,6 +142,7 @@ def test_old_style_rope_is_read():
         ("quantization_config", {"quant_method": "fp8"}),
         ("model_type", "gpt2"),
         ("hidden_act", "gelu"),
+        ("hidden_act", None),
         ("num_key_value_heads", 77),
         ("num_experts_per_tok", 99),
         ("hidden_size", "32"),

@@ -170,7 +170,7 @@ def test_selection_with_many_ties(n, groups, size, seed, by_best):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens,vocabulary", [(7, 11), (300, 40_000), (200, 6007)])
 def test_cross_entropy(tokens, vocabulary, dtype, enabled):
-    """Several chunks, a vocabulary that is no multiple of a vector, tokens that do not count; PyTorch chunks too."""
+    """Several chunks, a vocabulary that is not a multiple of a vector, tokens that do not count; PyTorch chunks too."""
     torch.manual_seed(tokens)
     targets = torch.randint(0, vocabulary, (tokens,))
     weights = torch.rand(tokens) * (torch.rand(tokens) > 0.3)

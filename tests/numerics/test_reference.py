@@ -62,17 +62,17 @@ def test_attention_is_causal_softmax_inside_documents(lengths, seed):
     angle = torch.rand(16, rope // 2, dtype=torch.float64)
     out = reference.attention(q, k, v, docs, angle.cos(), angle.sin(), rope, 0.3)
 
-    turns = torch.view_as_complex(torch.stack([angle.cos(), angle.sin()], -1))
+    rotations = torch.view_as_complex(torch.stack([angle.cos(), angle.sin()], -1))
 
-    def turned(x, position):
-        pairs = torch.view_as_complex(x[plain:].reshape(-1, 2).clone()) * turns[position]
+    def rotated(x, position):
+        pairs = torch.view_as_complex(x[plain:].reshape(-1, 2).clone()) * rotations[position]
         return torch.cat([x[:plain], torch.view_as_real(pairs).flatten()])
 
     for begin, end in itertools.pairwise(bounds):
         for i in range(begin, end):
             for h in range(heads):
-                query = turned(q[i, h], i - begin)
-                s = [query @ turned(k[j, h], j - begin) * 0.3 for j in range(begin, i + 1)]
+                query = rotated(q[i, h], i - begin)
+                s = [query @ rotated(k[j, h], j - begin) * 0.3 for j in range(begin, i + 1)]
                 p = torch.stack(s).softmax(0)
                 torch.testing.assert_close(out[i, h], p @ v[begin : i + 1, h])
 

@@ -57,7 +57,8 @@ _EXPERTS = (
 )
 _GENERAL = ("hidden_act", "rms_norm_eps", "initializer_range", "tie_word_embeddings")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_MAY_BE_NULL = ("q_lora_rank", *_TOKENS)
+# A null here is not the default: it means none, and ModelConfig refuses it where there must be one.
+_MAY_BE_NULL = ("q_lora_rank", "hidden_act", *_TOKENS)
 
 _NO_BIAS = "its matrices have no bias here"
 _PLAIN = {

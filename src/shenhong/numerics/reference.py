@@ -68,7 +68,7 @@ def swiglu(gate_up_N2I: Tensor) -> Tensor:
 
 
 def rotate(x_NHr: Tensor, cos_Nr: Tensor, sin_Nr: Tensor) -> Tensor:
-    """Interleaved RoPE: pairs (2i, 2i+1) turned by the angle of the token's position. cos/sin: [N, r/2]."""
+    """Interleaved RoPE: pairs (2i, 2i+1) rotated by the angle of the token's position. cos/sin: [N, r/2]."""
     even, odd = x_NHr[..., 0::2], x_NHr[..., 1::2]
     cos, sin = cos_Nr.unsqueeze(1), sin_Nr.unsqueeze(1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)

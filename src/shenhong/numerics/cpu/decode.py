@@ -80,7 +80,7 @@ def project(x_ND: Tensor, packed: Tensor, rows: int) -> Tensor:
 
 
 def sample_tokens(logits_NV: Tensor, how_N: np.ndarray) -> np.ndarray:
-    """[N] tokens drawn from fp32 logits, each row by its own SAMPLING settings; -1 where the logits are not numbers.
+    """[N] tokens sampled from fp32 logits, each row by its own SAMPLING settings; -1 where the logits are not numbers.
 
     Temperature 0 takes the likeliest. Limits apply in the order top-k, top-p, min-p.
     """

@@ -14,8 +14,9 @@ constexpr int NR = W == 16 ? 4 : 2, MR = 6, Q = 24;
 
 static inline int64_t padded(int64_t n) { return (n + W - 1) / W * W; }
 
-template <int M, int N, bool ADD> static inline void tile(int64_t K, const float* a, int64_t am, int64_t ak,
-                                                          const float* b, int64_t ldb, float* c, int64_t ldc) {
+template <int M, int N, bool ADD>
+static inline void tile(int64_t K, const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c,
+                        int64_t ldc) {
     vf acc[M][N];
     for (int m = 0; m < M; m++)
         for (int n = 0; n < N; n++) acc[m][n] = ADD ? load(c + m * ldc + n * W) : vf{};
@@ -31,45 +32,31 @@ template <int M, int N, bool ADD> static inline void tile(int64_t K, const float
         for (int n = 0; n < N; n++) store(c + m * ldc + n * W, acc[m][n]);
 }
 
-template <int N, bool ADD> static void panel(int64_t M, int64_t K, const float* a, int64_t am, int64_t ak,
-                                             const float* b, int64_t ldb, float* c, int64_t ldc) {
+template <int N, bool ADD>
+static void panel(int64_t M, int64_t K, const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c,
+                  int64_t ldc) {
     int64_t m = 0;
     for (; m + MR <= M; m += MR) tile<MR, N, ADD>(K, a + m * am, am, ak, b, ldb, c + m * ldc, ldc);
     a += m * am, c += m * ldc;
     switch (M - m) {
-        case 1:
-            tile<1, N, ADD>(K, a, am, ak, b, ldb, c, ldc);
-            break;
-        case 2:
-            tile<2, N, ADD>(K, a, am, ak, b, ldb, c, ldc);
-            break;
-        case 3:
-            tile<3, N, ADD>(K, a, am, ak, b, ldb, c, ldc);
-            break;
-        case 4:
-            tile<4, N, ADD>(K, a, am, ak, b, ldb, c, ldc);
-            break;
-        case 5:
-            tile<5, N, ADD>(K, a, am, ak, b, ldb, c, ldc);
-            break;
+        case 1: tile<1, N, ADD>(K, a, am, ak, b, ldb, c, ldc); break;
+        case 2: tile<2, N, ADD>(K, a, am, ak, b, ldb, c, ldc); break;
+        case 3: tile<3, N, ADD>(K, a, am, ak, b, ldb, c, ldc); break;
+        case 4: tile<4, N, ADD>(K, a, am, ak, b, ldb, c, ldc); break;
+        case 5: tile<5, N, ADD>(K, a, am, ak, b, ldb, c, ldc); break;
     }
 }
 
 // C [M, N] (+)= A [M, K] B [K, N]; A's element (m, k) is a[m * am + k * ak]; N is a multiple of W.
-template <bool ADD> static void product(int64_t M, int64_t N, int64_t K, const float* a, int64_t am, int64_t ak,
-                                        const float* b, int64_t ldb, float* c, int64_t ldc) {
+template <bool ADD>
+static void product(int64_t M, int64_t N, int64_t K, const float* a, int64_t am, int64_t ak, const float* b,
+                    int64_t ldb, float* c, int64_t ldc) {
     int64_t n = 0;
     for (; n + NR * W <= N; n += NR * W) panel<NR, ADD>(M, K, a, am, ak, b + n, ldb, c + n, ldc);
     switch ((N - n) / W) {
-        case 1:
-            panel<1, ADD>(M, K, a, am, ak, b + n, ldb, c + n, ldc);
-            break;
-        case 2:
-            panel<2, ADD>(M, K, a, am, ak, b + n, ldb, c + n, ldc);
-            break;
-        case 3:
-            panel<3, ADD>(M, K, a, am, ak, b + n, ldb, c + n, ldc);
-            break;
+        case 1: panel<1, ADD>(M, K, a, am, ak, b + n, ldb, c + n, ldc); break;
+        case 2: panel<2, ADD>(M, K, a, am, ak, b + n, ldb, c + n, ldc); break;
+        case 3: panel<3, ADD>(M, K, a, am, ak, b + n, ldb, c + n, ldc); break;
     }
 }
 
@@ -143,7 +130,7 @@ template <class T> struct Task {
         first = t.starts[document], L = t.starts[document + 1] - first, Lp = padded(L), head = h;
         for (int64_t i = 0; i < L; i++) {
             const int64_t n = first + i;
-            // Rows of one head lie apart, which no hardware prefetcher guesses.
+            // Rows of one head are far from each other in memory, which no hardware prefetcher foresees.
             const int64_t later = std::min(i + 8, L - 1) + first;
             prefetch((const T*)t.q + later * t.q_token + h * t.q_head, d);
             prefetch((const T*)t.k + later * t.k_token + h * t.k_head, t.plain);

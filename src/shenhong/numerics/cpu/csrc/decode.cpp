@@ -1,5 +1,5 @@
-// Generation in one call: a batch through the layers, and where texts are to be written, head, draw and layers again,
-// until every sequence has met a stop or written what it may write.
+// Generation in one call: a batch through the layers, and where texts are to be written, head, sampling and layers
+// again, until every sequence has met a stop or written what it may write.
 //
 // A text does not depend on how many tokens a call writes, for each step computes what a call of its own would.
 //

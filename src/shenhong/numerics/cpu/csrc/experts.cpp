@@ -22,8 +22,9 @@ static void gather(const T* x, const int32_t* assignment, T* out, int64_t rows, 
 }
 
 // hidden = gate * swiglu(gate_up)
-template <class T> static void gated_forward(const T* gate_up, const float* gates, const int32_t* assignment, T* hidden,
-                                             int64_t rows, int64_t width, int threads) {
+template <class T>
+static void gated_forward(const T* gate_up, const float* gates, const int32_t* assignment, T* hidden, int64_t rows,
+                          int64_t width, int threads) {
     parallel_rows(rows, threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t r = begin; r < end; r++) {
             const T *g = gate_up + r * 2 * width, *u = g + width;
@@ -37,9 +38,9 @@ template <class T> static void gated_forward(const T* gate_up, const float* gate
 }
 
 // From d(hidden): d(gate_up), d(gate), and hidden once more for the down projection's weight gradient.
-template <class T> static void gated_backward(const T* gate_up, const float* gates, const int32_t* assignment,
-                                              const T* dhidden, T* dgate_up, T* hidden, float* dgates, int64_t rows,
-                                              int64_t width, int threads) {
+template <class T>
+static void gated_backward(const T* gate_up, const float* gates, const int32_t* assignment, const T* dhidden,
+                           T* dgate_up, T* hidden, float* dgates, int64_t rows, int64_t width, int threads) {
     parallel_rows(rows, threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t r = begin; r < end; r++) {
             const T *g = gate_up + r * 2 * width, *u = g + width;

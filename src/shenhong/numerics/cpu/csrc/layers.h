@@ -126,8 +126,9 @@ public:
     }
 
     // out [rows of x, columns] (+)= x [rows, K] times a packed [columns, K], a thread's part of it.
-    template <bool ADD, class O> void product(const Part& p, const L* x, int64_t K, const void* packed, int64_t columns,
-                                              O* out, int64_t stride) const {
+    template <bool ADD, class O>
+    void product(const Part& p, const L* x, int64_t K, const void* packed, int64_t columns, O* out,
+                 int64_t stride) const {
         for (int64_t n = p.begin; n < p.end; n++)
             meet(
                 p.last - p.first, K, [&](int64_t i) { return x + (p.first + i) * depth<T>(K); },
@@ -419,7 +420,7 @@ private:
         const int64_t halves = (m.inner + NB / 2 - 1) / (NB / 2);
         for (int64_t k = 0; k < m.experts; k++) {
             const auto* mine = w.order.data() + w.begin_of[k];
-            // Turn by turn, for an odd panel shall not always be the same thread's.
+            // Threads begin at another part with every expert, so that an odd panel is not always the same thread's.
             gated(
                 part(false, int((w.thread + k) % threads), w.begin_of[k + 1] - w.begin_of[k], halves),
                 (const T*)layer.gate_up + k * halves * depth<T>(D) * NB, m.inner,

@@ -3,8 +3,9 @@
 
 // logits [rows, vocab] become, if `gradient`, weights_n * (softmax - onehot(target)); logprob [rows] is always
 // written. A row and its exponentials stay in L1/L2, so memory is read once and written once.
-template <class T> static void softmax_loss(T* logits, const int64_t* targets, const float* weights, float* logprob,
-                                            int64_t rows, int64_t vocab, bool gradient, int threads) {
+template <class T>
+static void softmax_loss(T* logits, const int64_t* targets, const float* weights, float* logprob, int64_t rows,
+                         int64_t vocab, bool gradient, int threads) {
     parallel_rows(rows, threads, [&](int64_t begin, int64_t end, int) {
         std::vector<float> exps(vocab + W);
         for (int64_t n = begin; n < end; n++) {

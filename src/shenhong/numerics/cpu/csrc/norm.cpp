@@ -1,8 +1,9 @@
 // RMSNorm and SwiGLU: one pass over memory each way.
 #include "common.h"
 
-template <class T> static void rms_forward(const T* x, int64_t stride, const float* weight, T* y, float* rstd,
-                                           int64_t rows, int64_t dim, float eps, int threads) {
+template <class T>
+static void rms_forward(const T* x, int64_t stride, const float* weight, T* y, float* rstd, int64_t rows, int64_t dim,
+                        float eps, int threads) {
     parallel_rows(rows, threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t n = begin; n < end; n++) {
             const T* in = x + n * stride;
@@ -22,9 +23,9 @@ template <class T> static void rms_forward(const T* x, int64_t stride, const flo
 
 // With g = dy * weight: dx = rstd * (g - x * rstd^2 * mean(g x)); dweight = sum over rows of dy * x * rstd.
 // `partial` [threads, dim] is zeroed by the caller, who also adds its rows.
-template <class T> static void rms_backward(const T* x, int64_t stride, const float* weight, const float* rstd,
-                                            const T* dy, T* dx, float* partial, int64_t rows, int64_t dim,
-                                            int threads) {
+template <class T>
+static void rms_backward(const T* x, int64_t stride, const float* weight, const float* rstd, const T* dy, T* dx,
+                         float* partial, int64_t rows, int64_t dim, int threads) {
     parallel_rows(rows, threads, [&](int64_t begin, int64_t end, int thread) {
         float* dweight = partial + thread * dim;
         for (int64_t n = begin; n < end; n++) {
@@ -60,8 +61,9 @@ static void swiglu_forward(const T* gate_up, int64_t stride, T* y, int64_t rows,
     });
 }
 
-template <class T> static void swiglu_backward(const T* gate_up, int64_t stride, const T* dy, T* dgate_up, int64_t rows,
-                                               int64_t width, int threads) {
+template <class T>
+static void swiglu_backward(const T* gate_up, int64_t stride, const T* dy, T* dgate_up, int64_t rows, int64_t width,
+                            int threads) {
     parallel_rows(rows, threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t n = begin; n < end; n++) {
             const T *gate = gate_up + n * stride, *up = gate + width;

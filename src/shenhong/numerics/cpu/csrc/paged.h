@@ -138,8 +138,9 @@ private:
     }
 
     // Of M columns the values' numbers i .. i + 2W - 1 by their probabilities.
-    template <int M> __attribute__((noinline)) void weigh(int64_t seen, int64_t i, const L* probability, int64_t stride,
-                                                          vf (*out)[2]) const {
+    template <int M>
+    __attribute__((noinline)) void weigh(int64_t seen, int64_t i, const L* probability, int64_t stride,
+                                         vf (*out)[2]) const {
         const Some<T> some = some_of<T>(values - i);
         vf sums[M][2];
         UNROLL
@@ -155,8 +156,10 @@ private:
             }
         }
         UNROLL
-        for (int x = 0; x < M; x++) UNROLL
-        for (int y = 0; y < 2; y++) out[x][y] = sums[x][y];
+        for (int x = 0; x < M; x++) {
+            UNROLL
+            for (int y = 0; y < 2; y++) out[x][y] = sums[x][y];
+        }
     }
 
     // One column's keys from .. seen - 1, behind what weigh did.

@@ -75,8 +75,10 @@ template <int M, int V, class T>
 __attribute__((noinline)) static void panel_rows(int64_t K, const Left<T>* const* left, const T* w, vf (*out)[NV]) {
     vf sums[M][V];
     UNROLL
-    for (int m = 0; m < M; m++) UNROLL
-    for (int i = 0; i < V; i++) sums[m][i] = vf{};
+    for (int m = 0; m < M; m++) {
+        UNROLL
+        for (int i = 0; i < V; i++) sums[m][i] = vf{};
+    }
     for (int64_t k = 0; k < depth<T>(K); k += pair<T>, w += NB * pair<T>) {
         prefetch_panel<M>(w);
         decltype(load_lanes(w)) row[V];
@@ -90,8 +92,10 @@ __attribute__((noinline)) static void panel_rows(int64_t K, const Left<T>* const
         }
     }
     UNROLL
-    for (int m = 0; m < M; m++) UNROLL
-    for (int i = 0; i < V; i++) out[m][i] = sums[m][i];
+    for (int m = 0; m < M; m++) {
+        UNROLL
+        for (int i = 0; i < V; i++) out[m][i] = sums[m][i];
+    }
 }
 
 // Meets one packed panel [K, NB], of which so many columns are wanted, with `rows` rows a(m) and hands each row's sums

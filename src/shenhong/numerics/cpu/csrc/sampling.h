@@ -1,4 +1,4 @@
-// How a token is sampled from its row of logits: what sample.cpp is told, by itself or from within generation.
+// How a token is sampled from its row of logits, by a call from Python or from within generation.
 #pragma once
 #include <cstdint>
 
