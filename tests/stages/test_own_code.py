@@ -68,6 +68,8 @@ def test_only_training_and_measuring_run_it(own: Path) -> None:
     assert of_run(run).name == "text"
     (run / "report.html").unlink()
     assert main(["info", str(run)]) == 0
+    assert main(["recipe", str(own), "--explain"]) == 0
+    assert main(["recipe", str(run / "recipe.toml")]) == 0
     assert not mark.exists()
     assert main(["evaluate", str(run)]) == 0 and mark.exists()
 

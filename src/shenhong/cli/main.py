@@ -451,9 +451,10 @@ def train(options: argparse.Namespace) -> None:
 
 def recipe(options: argparse.Namespace) -> None:
     from shenhong import explain, pipeline
-    from shenhong.stages.own_code import load_recipe
+    from shenhong.recipe import load
 
-    found = load_recipe(pipeline.found(options.source)) if options.source else None
+    # Looked at, not run: a Python file that it names is left alone.
+    found = load(pipeline.found(options.source)) if options.source else None
     if options.json:
         _print_json(explain.as_json(explain.reference(found)))
     elif found and not options.explain:
