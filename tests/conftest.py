@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ Captured = pytest.CaptureFixture[str]
 
 # Child processes inherit these: no telemetry, and threads that wait do not spin on a busy machine.
 os.environ["DO_NOT_TRACK"] = "true"
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="shenhong-state-")  # of nobody
 os.environ["GOMP_SPINCOUNT"] = "100"
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)

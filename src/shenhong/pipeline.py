@@ -13,14 +13,14 @@ from typing import Any
 from shenhong import __version__
 from shenhong.errors import RecipeError, RunError, ShenhongError, UsageError
 from shenhong.parallel import Mesh, join, leave
-from shenhong.recipe import Recipe, parse
+from shenhong.recipe import Recipe, resolve
 from shenhong.runs.files import atomic_write
 from shenhong.runs.memory import give_back
 from shenhong.runs.run import Run
 from shenhong.stages import own_code
 from shenhong.stages.base import Context, Stage
 from shenhong.stages.corpus import Corpus
-from shenhong.stages.plan import plan
+from shenhong.stages.plan import domain_of, plan
 
 
 def run(
@@ -28,12 +28,11 @@ def run(
     path: Path,
     until: str | None = None,
     started: float | None = None,
-    allow_code: Path | None = None,
 ) -> bool:
     """Run every stage of ``recipe`` in the folder ``path`` that is not done; ``until`` is the last one.
 
     ``started`` is when the command started (time.monotonic): loading libraries takes of the minutes too.
-    ``allow_code`` is a Python file that may be another than the run was begun with. Returns whether this process leads: of several, it alone speaks of the result.
+    Returns whether this process leads: of several, it alone speaks of the result.
     """
     stages = plan(recipe)
     names = [stage.name for stage in stages]
@@ -49,7 +48,7 @@ def run(
             opened = Run(path, create=True) if mesh.leads else None
             context = Context(recipe, Path(path), mesh, opened, started)
             if opened:
-                _freeze(opened, recipe, names, allow_code)
+                _freeze(opened, recipe, names)
                 _heed_sources(context, opened, stages)
         for number, stage in enumerate(stages, 1):
             done = mesh.share(stage.done(opened) if opened else None)
@@ -71,25 +70,30 @@ def train_recipe(
     run_folder: str | Path | None = None,
     changes: Sequence[str] = (),
     until: str | None = None,
+    allow_code: str | Path | None = None,
 ) -> Path:
     """Train as `shenhong train` does, and return the run's folder, which `LLM` opens.
 
     ``recipe`` is a recipe file, a run folder to continue, or a recipe as a dictionary (its paths relative to where the
-    program runs); ``run_folder`` is runs/NAME by default; ``changes`` are like ``["train.steps=200"]``. What is done is
-    not done again, and a stop goes on where it was. Errors: ShenhongError.
+    program runs); ``run_folder`` is runs/NAME by default; ``changes`` are like ``["train.steps=200"]``; ``allow_code`` is
+    what ``--allow-code`` is. What is done is not done again, and a stop goes on where it was. Errors: ShenhongError.
     """
+    allow = Path(allow_code) if allow_code is not None else None
     if isinstance(recipe, dict):
         if changes:
             raise RecipeError("changes go with a recipe file; change the dictionary")
-        resolved = parse(copy.deepcopy(recipe), "the recipe")
+        named = resolve(copy.deepcopy(recipe), Path.cwd(), "the recipe")
+        path = Path(run_folder) if run_folder else Path("runs") / named.name
+        take = own_code.for_run(path, allow, asked=True)
+        resolved = resolve(copy.deepcopy(recipe), Path.cwd(), "the recipe", take)
     elif Path(recipe).is_dir():
         if changes or run_folder:
             raise RecipeError(f"{recipe} is a run folder with its recipe frozen; give nothing else")
-        run_folder = Path(recipe)
-        resolved = own_code.load_frozen(run_folder)
+        path = Path(recipe)
+        resolved = own_code.load_frozen(path, allow)
     else:
-        resolved = own_code.load_recipe(found(Path(recipe)), list(changes))
-    path = Path(run_folder) if run_folder else Path("runs") / resolved.name
+        folder = Path(run_folder) if run_folder else None
+        resolved, path = own_code.load_recipe(found(Path(recipe)), list(changes), folder, allow)
     run(resolved, path, until)
     return path
 
@@ -121,17 +125,17 @@ def _perform(context: Context, stage: Stage) -> None:
     give_back()
 
 
-def _freeze(run: Run, recipe: Recipe, names: list[str], allow_code: Path | None) -> None:
+def _freeze(run: Run, recipe: Recipe, names: list[str]) -> None:
     """The run keeps its own copy; another recipe for the same folder is refused, naming what differs."""
     file = run.path / "recipe.toml"
     if not file.exists():
         # The manifest first: it is what makes the folder a run, so a kill in between is mended here.
         run.manifest.update(name=recipe.name, seed=recipe.seed, shenhong=__version__, plan=names)
+        run.manifest["domain"] = domain_of(recipe).name
         own_code.record(run, recipe)
         run.save()
         atomic_write(file, recipe.dump(run.path))
         return
-    own_code.heed(run, recipe, allow_code)
     frozen = own_code.load_frozen(run.path, run_code=False)
     ours, theirs = _flat(recipe.model_dump(mode="json")), _flat(frozen.model_dump(mode="json"))
     differing = [
@@ -143,6 +147,7 @@ def _freeze(run: Run, recipe: Recipe, names: list[str], allow_code: Path | None)
         raise RunError(
             f"{run.path} was begun with another recipe ({differing[0]}{f' and {len(differing) - 1} more' if len(differing) > 1 else ''}); choose another --run folder, or continue it with 'shenhong train {run.path}'"
         )
+    own_code.record(run, recipe)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -264,7 +264,18 @@ def load(
         # A recipe's own paths begin at its folder, one given beside it where the command was given.
         start = path.resolve().parent if tree["init"] == own else Path.cwd()
         tree["init"] = os.path.normpath(start / tree["init"])
-    base = path.resolve().parent
+    return resolve(tree, path.resolve().parent, str(path), run_code)
+
+
+def resolve(
+    tree: dict[str, Any],
+    base: Path,
+    source: str,
+    run_code: Callable[[Path], object] | None = None,
+) -> Recipe:
+    """A recipe from its tables, with relative paths beginning at ``base``. Error: RecipeError naming ``source``."""
+    if isinstance(tree.get("init"), str):
+        tree["init"] = os.path.normpath(base / tree["init"])
     for corpus in _corpora(tree):
         if isinstance(corpus.get("paths"), list):
             corpus["paths"] = [
@@ -275,7 +286,7 @@ def load(
             corpus["kind"] = os.path.normpath(base / kind)
             if run_code:
                 run_code(Path(corpus["kind"]))
-    return parse(tree, str(path))
+    return parse(tree, source)
 
 
 def parse(tree: dict[str, Any], source: str) -> Recipe:

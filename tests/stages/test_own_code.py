@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shenhong.cli.main import main
-from shenhong.domains import of_run
+from shenhong.domains import of_run, registry
 from tests.conftest import RECIPE, Tiny, state
 from tests.test_extending import example
 
@@ -85,7 +86,7 @@ def test_other_code_takes_a_word(own: Path, refused: Callable[..., str]) -> None
             assert not mark.exists() and state(run) == before
         else:
             refused(*call, says=(code, "is not the file it was begun with", "--allow-code"))
-    refused("evaluate", run, "--allow-code", own.parent / "other.py", says=("--allow-code",))
+    refused("evaluate", run, "--allow-code", own.parent / "other.py", says=("the recipe names",))
     (run / "report.html").unlink()
     assert main(["train", str(run), "--allow-code", str(code)]) == 0
     assert main(["train", str(run)]) == 0  # from now on it is what the run knows
@@ -98,9 +99,85 @@ def test_the_same_code_at_another_place_takes_a_word(
     moved = own.parent.parent / f"{own.parent.name}-moved"
     shutil.copytree(own.parent, moved)
     (moved / "was-run").unlink()
-    refused("evaluate", moved / "run", says=("lies at another place", "--allow-code"))
+    refused("evaluate", moved / "run", says=("no word was given", "--allow-code"))
     assert not (moved / "was-run").exists()
     assert str(own.parent) not in (run / "manifest.json").read_text()
+
+
+def test_a_run_made_by_somebody_else_runs_nothing_whatever_it_says_of_itself(
+    own: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All that lies in the folder may be forged; the word is kept elsewhere."""
+    run, mark = trained(own), own.parent / "was-run"
+    mark.unlink()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another person"))
+    for call in (
+        ("train", run),
+        ("evaluate", run),
+        ("train", run / "recipe.toml", "--run", run),
+        ("train", run / "recipe.toml", "--run", own.parent / "new"),
+        ("train", own, "--run", run),
+    ):
+        refused(*call, says=("no word was given", "--allow-code"))
+        assert not mark.exists(), call
+    assert main(["train", str(own), "--run", str(own.parent / "new"), "--until", "corpus"]) == 0
+
+
+def test_what_is_checked_is_what_is_run(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is read once: what it becomes a moment later is neither run nor recorded."""
+    run, code = trained(own), own.parent / "haiku.py"
+    content, honest = code.read_bytes(), registry.read
+
+    def swapped(path: Path) -> registry.Code:
+        found = honest(path)
+        code.write_text("raise SystemExit(3)")
+        return found
+
+    monkeypatch.setattr(registry, "read", swapped)
+    assert main(["evaluate", str(run)]) == 0
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert list(manifest["code"].values()) == [hashlib.sha256(content).hexdigest()]
+
+
+def test_a_link_to_it_is_as_good(own: Path) -> None:
+    (own.parent / "real").mkdir()
+    shutil.move(own.parent / "haiku.py", own.parent / "real" / "haiku.py")
+    (own.parent / "haiku.py").symlink_to("real/haiku.py")
+    run = trained(own)
+    (run / "report.html").unlink()
+    assert main(["train", str(run)]) == 0
+
+
+def test_a_word_for_nothing_is_said_and_a_refused_recipe_records_nothing(
+    own: Path, refused: Callable[..., str], tmp_path: Path, tiny: Tiny
+) -> None:
+    run = trained(own)
+    before = (run / "manifest.json").read_bytes()
+    refused("train", run, "--allow-code", tmp_path / "x.py", says=("the recipe names", "haiku.py"))
+    refused("train", tiny.recipe, "--allow-code", tmp_path / "x.py", says=("names no Python file",))
+    other = own.parent / "other.py"
+    other.write_text(HAIKU)
+    own.write_text(own.read_text().replace("haiku.py", "other.py"))
+    said = ("begun with another recipe",)
+    refused("train", own, "--run", run, "--allow-code", other, says=said)
+    assert (run / "manifest.json").read_bytes() == before
+    assert main(["train", str(run)]) == 0
+
+
+def test_a_word_for_measuring_is_kept(own: Path) -> None:
+    run, code = trained(own), own.parent / "haiku.py"
+    code.write_text(HAIKU.replace("too short", "much too short"))
+    assert main(["evaluate", str(run), "--allow-code", str(code)]) == 0
+    assert main(["evaluate", str(run)]) == 0
+
+
+def test_measuring_again_says_the_headline_of_its_own(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(own)
+    capsys.readouterr()
+    assert main(["evaluate", str(run)]) == 0
+    assert "answers with a stop: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mark", ["run", "model"])
@@ -126,6 +203,16 @@ def test_no_code_of_a_run_or_a_model_folder_is_run(
         (None, "cannot be read"),
         (HAIKU.replace('{"title": title}', '{"titel": title}'), "gave"),
         (HAIKU.replace("return Kept(", "return float("), "fails"),
+        ("raise SystemExit(0)\n", "fails: SystemExit"),
+        (HAIKU.replace('    name = "haiku"\n', ""), "has a name of letters"),
+        (HAIKU.replace('name = "haiku"', 'name = "../x"'), "has a name of letters"),
+        (HAIKU.replace('name = "haiku"', 'name = "verse"'), "a domain of ours is called verse"),
+        (
+            HAIKU.replace("Settings = HaikuSettings", "Settings = dict"),
+            "subclass of CorpusSettings",
+        ),
+        (HAIKU.replace('fields = ("title",)', 'fields = "title"'), "fields must be a tuple"),
+        (HAIKU.replace('columns={"title": title}', 'columns={"title": 3}'), "is not text"),
     ],
 )
 def test_code_that_does_not_work_is_one_line(

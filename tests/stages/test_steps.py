@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from shenhong import pipeline
+from shenhong.domains import of_run
 from shenhong.errors import RecipeError, UsageError
 from shenhong.export import load_model
 from shenhong.recipe import load
@@ -116,6 +117,20 @@ def test_the_run_is_measured_on_the_data_of_its_last_step(two: Path) -> None:
     found = json.loads((two / "evaluation.json").read_text())
     assert found["kind"] == "text" and "verse" not in found
     assert "report:" in summary(two) and describe(two)["layers"] == 2
+
+
+def test_the_page_and_the_report_take_a_run_for_what_its_last_step_was_measured_on(
+    two: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    """A step with documents of its own, then one on the run's poems: what comes out is a poet."""
+    _, first, second = STEPS.replace("steps = 6", "steps = 2").split("[[steps]]")
+    recipe = load(written(tiny, tmp_path, f"[[steps]]{second}[[steps]]{first}"))
+    pipeline.run(recipe, tmp_path / "run")
+    assert (of_run(tmp_path / "run").name, of_run(two).name, of_run(tiny.run).name) == (
+        *("verse", "text", "verse"),
+    )
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["kind"] == "verse"
+    assert "exact form" in summary(tmp_path / "run")
 
 
 def test_a_stop_in_the_second_step_changes_no_bit(two: Path, tiny: Tiny, tmp_path: Path) -> None:

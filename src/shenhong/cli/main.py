@@ -432,7 +432,6 @@ def train(options: argparse.Namespace) -> None:
     from shenhong.runs.run import Run
     from shenhong.stages.describe import summary
     from shenhong.stages.own_code import load_frozen, load_recipe
-    from shenhong.stages.plan import domain_of
 
     source = options.source
     if source.is_dir():
@@ -443,10 +442,10 @@ def train(options: argparse.Namespace) -> None:
         Run(source, write=False)  # says first whether this is a run, and of this version
         recipe, run_path = load_frozen(source, options.allow_code), source
     else:
-        recipe = load_recipe(pipeline.found(source), options.changes)
-        run_path = options.run or Path("runs") / recipe.name
-    if pipeline.run(recipe, run_path, options.until, options.started, options.allow_code):
-        print(summary(run_path, domain_of(recipe)))
+        path = pipeline.found(source)
+        recipe, run_path = load_recipe(path, options.changes, options.run, options.allow_code)
+    if pipeline.run(recipe, run_path, options.until, options.started):
+        print(summary(run_path))
 
 
 def recipe(options: argparse.Namespace) -> None:

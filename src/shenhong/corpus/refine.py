@@ -188,6 +188,10 @@ def _kept(
             raise DataError(
                 f"the domain {domain.name} gave {name!r} the columns {sorted(kept.columns)}; it declares {sorted(domain.columns)}"
             )
+        if not all(
+            isinstance(value, str) for value in (kept.text, kept.prompt, *kept.columns.values())
+        ):
+            raise DataError(f"the domain {domain.name} gave {name!r} a value that is not text")
         row_of = {"id": name, "prompt": kept.prompt, "text": kept.text, **kept.columns}
         for column, values in passed.items():
             values.append(row_of[column])

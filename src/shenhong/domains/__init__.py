@@ -1,6 +1,6 @@
 """One room a kind of text: what is read, how it is asked for, measured, rewarded, reported and shown.
 
-`names` and `domain` find those that are here; `of_run` that of a finished run; `own` a person's own file.
+`names` and `domain` find those that are here, `of_run` that of a finished run; a person's own file is `registry`'s matter.
 """
 
 from shenhong.domains.registry import domain, names, of_run

@@ -1,6 +1,6 @@
 """Finding a domain: those of this folder by their file's name, a person's own by the file that a recipe names.
 
-A person's own file is code, so it is loaded only when `load` is called on purpose, by those who train or measure, and
+A person's own file is code, so it is run only when `run` is called on purpose, by those who train or measure, and
 never from inside of a run or a model folder: such a folder may come from anywhere. Whoever only opens a model sees
 plain text in its place.
 """
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import pkgutil
+import re
 import sys
 import tomllib
 import traceback
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 from pydantic import ConfigDict
 
@@ -25,6 +28,7 @@ from shenhong.errors import RecipeError
 _OTHERS = ("base", "registry")  # files of this folder that are no domain
 _PREFIX = "shenhong_own_"  # of the names of modules made from such files
 _loaded: dict[Path, Domain] = {}
+_ran: dict[Path, str] = {}  # SHA-256 of what was run
 
 
 def names() -> list[str]:
@@ -58,20 +62,18 @@ class _Unchecked(CorpusSettings):
 
 
 def of_run(run: Path) -> Domain:
-    """The domain of a run's model by its recipe: that of the last step with data of its own, else the run's.
+    """The domain that a run's model is measured as; plain text where that is none of ours. Runs no foreign code.
 
-    Plain text where there is no recipe, or none of our kinds in it. Runs no foreign code.
+    The manifest names it; in runs begun before manifests did, the recipe's one corpus does.
     """
     try:
-        recipe = tomllib.loads((Path(run) / "recipe.toml").read_text(encoding="utf-8"))
-        corpora = [
-            recipe["corpus"],
-            *(s["corpus"] for s in recipe.get("steps", ()) if "corpus" in s),
-        ]
-        kind = corpora[-1]["kind"]
+        named = json.loads((Path(run) / "manifest.json").read_bytes()).get("domain")
+        if named is None:
+            recipe = tomllib.loads((Path(run) / "recipe.toml").read_text(encoding="utf-8"))
+            named = recipe["corpus"]["kind"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        kind = "text"
-    return domain(kind if isinstance(kind, str) and kind in names() else "text")
+        named = None
+    return domain(named if isinstance(named, str) and named in names() else "text")
 
 
 # ------------------------------------------------------------------------ a person's own
@@ -79,38 +81,64 @@ def of_run(run: Path) -> Domain:
 
 def is_file(kind: str) -> bool:
     """Whether a kind is the name of a Python file."""
-    return kind.endswith(".py")
+    return kind.endswith(".py") and "\0" not in kind
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of the file as it is now. Error: RecipeError."""
-    return hashlib.sha256(_read(path)).hexdigest()
+class Code(NamedTuple):
+    """A person's own file as it was read, once: what is checked is what is run and what is recorded."""
+
+    path: Path  # resolved
+    content: bytes
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
 
 
-def load(path: Path) -> Domain:
-    """Run a person's own file and take the domain it offers. Errors: RecipeError for a file that may not be run, or fails."""
+def read(path: Path) -> Code:
+    """Errors: RecipeError for a file that cannot be read, or that lies where no code is run from."""
     path = Path(path).resolve()
     for folder in path.parents:
-        if _is_run(folder) or _is_model(folder):
+        if is_run(folder) or _is_model(folder):
             raise RecipeError(
                 f"{path} lies inside of {folder}, a run or a model folder: no code is run from there; copy it elsewhere"
             )
-    code = _read(path)
-    name = f"{_PREFIX}{hashlib.sha256(code).hexdigest()[:16]}"
+    try:
+        return Code(path, path.read_bytes())
+    except OSError as error:
+        raise RecipeError(
+            f"{path} cannot be read ({error.strerror}); corpus.kind names a domain or a Python file of your own"
+        ) from None
+
+
+def run(code: Code) -> Domain:
+    """Run the code and take the domain it offers. Error: RecipeError where it fails or offers none."""
+    name = f"{_PREFIX}{code.sha256[:16]}"
     module = ModuleType(name)
-    module.__file__ = str(path)
+    module.__file__ = str(code.path)
     sys.modules[name] = module  # pydantic looks types up there
     try:
-        exec(compile(code, str(path), "exec"), module.__dict__)
-        _loaded[path] = _offered(module, str(path))
+        exec(compile(code.content, str(code.path), "exec"), module.__dict__)
     except RecipeError:
         raise
-    except Exception as error:
-        raise RecipeError(f"{path} fails: {type(error).__name__}: {error}") from error
-    return _loaded[path]
+    except (Exception, SystemExit) as error:
+        raise RecipeError(f"{code.path} fails: {type(error).__name__}: {error}") from error
+    offered = _offered(module, str(code.path))
+    if offered.name in names():
+        raise RecipeError(
+            f"{code.path}: a domain of ours is called {offered.name}; choose another name"
+        )
+    _loaded[code.path], _ran[code.path] = offered, code.sha256
+    return offered
 
 
-def _is_run(folder: Path) -> bool:
+def ran(path: Path) -> str | None:
+    """SHA-256 of what was run of this file, if it was."""
+    return _ran.get(Path(path).resolve())
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run, which may come from anywhere."""
     return (folder / "manifest.json").exists() and (folder / "recipe.toml").exists()
 
 
@@ -131,19 +159,22 @@ def fault_of(error: BaseException) -> str | None:
     return None
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise RecipeError(
-            f"{path} cannot be read ({error.strerror}); corpus.kind names a domain or a Python file of your own"
-        ) from None
-
-
 def _offered(module: ModuleType, where: str) -> Domain:
+    """Error: RecipeError naming what is missing or of a wrong kind."""
     found = getattr(module, "DOMAIN", None)
     if not isinstance(found, Domain):
         raise RecipeError(
             f"{where} offers no domain: set DOMAIN to an instance of its Domain class"
         )
+    name = getattr(found, "name", None)
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w-]{0,63}", name):
+        raise RecipeError(
+            f"{where}: a domain has a name of letters, digits and -, not {name!r:.80}"
+        )
+    if not (isinstance(found.Settings, type) and issubclass(found.Settings, CorpusSettings)):
+        raise RecipeError(f"{where}: Settings must be a subclass of CorpusSettings")
+    for what in ("fields", "columns"):
+        listed = getattr(found, what)
+        if not isinstance(listed, tuple) or not all(isinstance(part, str) for part in listed):
+            raise RecipeError(f"{where}: {what} must be a tuple of names, not {listed!r:.80}")
     return found

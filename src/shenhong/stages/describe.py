@@ -9,14 +9,14 @@ from typing import Any
 
 from shenhong import domains
 from shenhong.domains.base import Domain
-from shenhong.errors import RunError
+from shenhong.errors import RecipeError, RunError
 from shenhong.parallel import Mesh
 from shenhong.runs.events import read_events
 from shenhong.runs.run import Run, plan_of
 from shenhong.stages.base import Context
 from shenhong.stages.evaluate import measure
-from shenhong.stages.own_code import load_frozen
-from shenhong.stages.plan import plan, steps
+from shenhong.stages.own_code import load_frozen, record
+from shenhong.stages.plan import domain_of, plan, steps
 from shenhong.stages.report import Report
 
 
@@ -29,6 +29,7 @@ def evaluate_again(path: Path, allow_code: Path | None = None) -> dict[str, Any]
             raise RunError(
                 f"{path} has no finished model yet; 'shenhong train {path}' goes on with it"
             )
+        record(run, recipe)
         measure(recipe, last, run, lambda line: print(line, file=sys.stderr))
         Report(last).run(Context(recipe, run.path, Mesh(), run))
     return json.loads((Path(path) / "evaluation.json").read_text())
@@ -74,8 +75,8 @@ def _so_far(run: Run) -> dict[str, Any]:
     return known | {"to go on": f"shenhong train {run.path}"}
 
 
-def summary(path: Path, domain: Domain | None = None) -> str:
-    """The headline measures of a run (of this domain, or the one of ours it names) and where its report is."""
+def summary(path: Path) -> str:
+    """The headline measures of a run and where its report is, in a few lines."""
     path = Path(path)
     if not (path / "report.html").exists():
         opened = Run(path, write=False)
@@ -86,6 +87,12 @@ def summary(path: Path, domain: Domain | None = None) -> str:
         )
     from shenhong.evaluate.report import headline
 
-    return "\n".join(
-        [*headline(path, domain or domains.of_run(path)), f"report: {path / 'report.html'}"]
-    )
+    return "\n".join([*headline(path, _domain(path)), f"report: {path / 'report.html'}"])
+
+
+def _domain(run: Path) -> Domain:
+    """What the run is measured as: its own code's domain where that was run just now, else one of ours."""
+    try:
+        return domain_of(load_frozen(run, run_code=False))
+    except RecipeError:
+        return domains.of_run(run)
