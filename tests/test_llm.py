@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import shenhong
 from shenhong import LLM, Sampling, train_recipe
 from shenhong.errors import ModelError, RecipeError, RequestError, ServeError
+from shenhong.export import load_model
 from shenhong.runs.files import digest
 from tests.conftest import Tiny, state
 from tests.serve.running import with_template
+from tests.test_extending import example
 
 HOT = Sampling(temperature=0.9)
 TITLES = ["五绝 长城", "七绝 春夜", "江上"]
@@ -168,13 +173,36 @@ def test_embeddings_are_the_mean_of_the_last_states(llm: LLM, theirs: Any) -> No
         (lambda m: m.generate("x", stop=[""]), "a stop string is empty"),
         (lambda m: m.generate("x", 0), "ask for at least 1"),
         (lambda m: m.generate("\ud800"), "surrogate"),
+        (lambda m: m.generate(["长城", "长" * 500]), "reads 1 to 128"),
+        (lambda m: m.generate(3), "a text or a list of texts"),
+        (lambda m: m.generate(["a", None]), "a text or a list of texts"),
+        (lambda m: list(m.stream(["a"])), "a prompt is a text"),
+        (lambda m: m.chat("hi"), "messages take a list"),
+        (lambda m: m.chat([]), "messages take a list"),
+        (lambda m: m.chat([{"role": "user"}]), "messages take a list"),
+        (lambda m: m.chat([{"role": "user", "content": b"x"}]), "messages take a list"),
+        (lambda m: m.score([1]), "a text or a list of texts"),
+        (lambda m: m.score("a", 3), "a prompt is a text"),
+        (lambda m: m.engine.score([1, 2], 0), "first is 0"),
     ],
 )
 def test_what_cannot_be_is_one_line(llm: LLM, call: Any, says: str) -> None:
     with pytest.raises(RequestError, match=says) as error:
         call(llm)
     assert "\n" not in str(error.value)
-    assert not llm.engine.running and llm.engine.pages.free == llm.engine.pages.count
+    assert not llm.engine.busy and llm.engine.pages.free == llm.engine.pages.count
+    llm.engine.reload(load_model(llm.path))  # nothing is under way
+
+
+def test_it_works_in_the_middle_of_an_event_loop(llm: LLM, tiny: Tiny, tmp_path: Path) -> None:
+    """As in a notebook."""
+    messages = [{"role": "user", "content": "长城"}]
+    wanted = llm.chat(messages, 8, HOT)
+
+    async def inside() -> str:
+        return llm.chat(messages, 8, HOT)
+
+    assert asyncio.run(inside()) == wanted
 
 
 def test_no_model_is_said(tmp_path: Path) -> None:
@@ -194,6 +222,24 @@ def test_a_recipe_is_trained_as_the_verb_does(tiny: Tiny, tmp_path: Path) -> Non
         train_recipe(run, changes=["train.steps=2"])
     with pytest.raises(RecipeError, match="paths"):
         train_recipe({"name": "x", "minutes": 1, "corpus": {}})
+
+
+def test_a_recipe_may_be_a_dictionary_with_paths_and_code_beside_the_program(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tiny.recipe.parent / "poems.jsonl", tmp_path)
+    (tmp_path / "haiku.py").write_text(example("haiku.py"))
+    recipe = tomllib.loads(tiny.recipe.read_text())
+    run = train_recipe(recipe, "verse", until="model")
+    assert digest(run / "model/model.safetensors") == digest(tiny.run / "model/model.safetensors")
+    recipe["corpus"] |= {"kind": "haiku.py", "text_field": "paragraphs", "least": 24}
+    run = train_recipe(recipe, "haiku", until="corpus")
+    assert train_recipe(run, until="tokenizer") == run
+    (tmp_path / "haiku.py").write_text(example("haiku.py") + "# another\n")
+    with pytest.raises(RecipeError, match="is not the file it was begun with"):
+        train_recipe(run)
+    train_recipe(run, until="tokenizer", allow_code="haiku.py")
 
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))

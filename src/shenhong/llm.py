@@ -10,7 +10,6 @@ is asked in the same call; a score or an embedding of a text depends on that tex
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -107,8 +106,7 @@ class LLM:
         Errors: RequestError for what cannot be honoured, ServeError for a chat template that cannot be used.
         """
         one = isinstance(prompts, str)
-        listed = [prompts] if isinstance(prompts, str) else list(prompts)
-        ids = [self._prompt(prompt, plain) for prompt in listed]
+        ids = [self._prompt(prompt, plain) for prompt in _texts(prompts, "prompts")]
         found = self._write(ids, max_tokens, sampling, seed, stop)
         return found[0] if one else found
 
@@ -143,7 +141,7 @@ class LLM:
         stop: Sequence[str] = (),
     ) -> str:
         """The assistant's next message in a conversation, through the model's own chat template. Errors: as `generate`."""
-        ids, _ = asyncio.run(self._opened().prompt(messages))
+        ids = self._opened().prompt_now(_messages(messages))
         return self._write([ids], max_tokens, sampling, seed, stop)[0]
 
     # ---------------------------------------------------------------- measuring
@@ -166,7 +164,7 @@ class LLM:
         """
         if isinstance(texts, str):
             return self._score(texts, prompt)
-        return [self._score(text, prompt) for text in texts]
+        return [self._score(text, prompt) for text in _texts(texts, "texts")]
 
     def _score(self, text: str, prompt: str | None) -> Score:
         before = self.tokenizer.begin if prompt is None else self._prompt(prompt)
@@ -185,7 +183,7 @@ class LLM:
             self.engine.states([*self.tokenizer.begin, *self.tokenizer.encode(text)])
             .float()
             .mean(0)
-            for text in texts
+            for text in _texts(texts, "texts")
         ]
         return torch.stack(rows) if rows else torch.empty(0, self.engine.config.hidden_size)
 
@@ -193,12 +191,14 @@ class LLM:
 
     def _prompt(self, text: str, plain: bool = False) -> list[int]:
         """The tokens of a prompt, up to where its answer begins."""
+        if not isinstance(text, str):
+            raise RequestError(f"a prompt is a text, not {text!r:.80}")
         tokenizer = self.tokenizer
         if plain:
             return [*tokenizer.begin, *tokenizer.encode(text)]
         if tokenizer.own or tokenizer.special.template is None:
             return tokenizer.encode_prompt(text)
-        return asyncio.run(self._opened().prompt([{"role": "user", "content": text}]))[0]
+        return self._opened().prompt_now([{"role": "user", "content": text}])
 
     def _opened(self) -> Template:
         if self._template is None:
@@ -264,6 +264,26 @@ class LLM:
     def __del__(self) -> None:
         if getattr(self, "_template", None) is not None:
             self.close()
+
+
+def _texts(given: object, name: str) -> list[str]:
+    """One text or a list of them, as a list. Error: RequestError."""
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, list | tuple) or not all(isinstance(text, str) for text in listed):
+        raise RequestError(f"{name} takes a text or a list of texts, not {given!r:.80}")
+    return list(listed)
+
+
+def _messages(given: object) -> list[Message]:
+    """Error: RequestError for anything but a list of {"role", "content"}."""
+    listed = given if isinstance(given, list | tuple) else []
+    for message in listed or [None]:
+        said = isinstance(message, Mapping) and (message.get("role"), message.get("content"))
+        if not said or not all(isinstance(part, str) for part in said):
+            raise RequestError(
+                f'messages take a list of {{"role": ..., "content": ...}}, not {given!r:.80}'
+            )
+    return list(listed)
 
 
 def _sound(event: Event) -> None:

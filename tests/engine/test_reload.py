@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import pytest
 import torch
 
 from shenhong.engine import Engine, EngineSettings, Request, Sampling
 from shenhong.errors import ModelError, RequestError
+from shenhong.numerics import use_kernels
 from tests.engine.test_engine import make, make_prompts
+from tests.engine.test_multi_step import GROUPED
 from tests.model.random_configs import random_decoder
 
 HOT = Sampling(temperature=1.0)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("shape", [{}, GROUPED, {"num_nextn_predict_layers": 1}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_next_texts_are_those_of_a_fresh_engine(seed: int, dtype: torch.dtype) -> None:
-    old = make(seed)
-    config, new = old.config, random_decoder(old.config, seed + 100)
-    settings = EngineSettings(draft=2 if config.num_nextn_predict_layers else 0)
-    engine = Engine(old, dtype=dtype, settings=settings)
-    prompts = make_prompts(old, seed, 5)
-    before = engine.generate(prompts, 12, sampling=HOT, seed=seed)
-    engine.reload(new)
-    fresh = Engine(new, dtype=dtype, settings=settings)
-    after = engine.generate(prompts, 12, sampling=HOT, seed=seed)
-    assert after == fresh.generate(prompts, 12, sampling=HOT, seed=seed) != before
-    assert engine.states(prompts[0]).equal(fresh.states(prompts[0]))
-    engine.reload(old)
-    assert engine.generate(prompts, 12, sampling=HOT, seed=seed) == before
+@pytest.mark.parametrize("seed", range(2))
+def test_the_next_texts_are_those_of_a_fresh_engine(
+    seed: int, dtype: torch.dtype, shape: dict[str, Any], kernels: bool
+) -> None:
+    use_kernels(kernels)
+    try:
+        old = make(seed, **shape)
+        new = random_decoder(old.config, seed + 100)
+        settings = EngineSettings(draft=2 if old.config.num_nextn_predict_layers else 0)
+        engine = Engine(old, dtype=dtype, settings=settings)
+        assert not shape or bool(engine.drafter) == ("num_nextn_predict_layers" in shape)
+        prompts = make_prompts(old, seed, 5)
+        before = engine.generate(prompts, 12, sampling=HOT, seed=seed)
+        engine.reload(new)
+        fresh = Engine(new, dtype=dtype, settings=settings)
+        after = engine.generate(prompts, 12, sampling=HOT, seed=seed)
+        assert after == fresh.generate(prompts, 12, sampling=HOT, seed=seed) != before
+        assert engine.states(prompts[0]).equal(fresh.states(prompts[0]))
+        engine.reload(old)
+        assert engine.generate(prompts, 12, sampling=HOT, seed=seed) == before
+    finally:
+        use_kernels(True)
 
 
 def test_later_changes_of_the_decoder_do_not_reach_it() -> None:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,11 @@ class Template:
         )
         thinking = self.thinking and text.rfind("<think>") > text.rfind("</think>")
         return ids, generation and thinking and text.rstrip().endswith("<think>")
+
+    def prompt_now(self, messages: Iterable[Mapping[str, Any]]) -> list[int]:
+        """The tokens alone, for callers without an event loop, or in the middle of one. Errors: as `prompt`."""
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(lambda: asyncio.run(self.prompt(messages))).result()[0]
 
     def _marked(self, value: Any, mark: str) -> Any:
         """With the mark inside of everything in it that could begin the name of a special token."""

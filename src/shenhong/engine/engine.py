@@ -95,7 +95,7 @@ class Engine:
             self.drafter.depth = settings.draft
         self.grammars: Grammars | None = None  # made when the first constraint comes
         self.running: dict[int, RunningRequest] = {}
-        self.ended: list[Event] = []  # cancelled, told with the next step
+        self.ended: list[Event] = []  # cancelled; emitted with the next step
         self.pending: list[
             Event
         ] = []  # of other requests, met while ``generate`` or ``stream`` ran
@@ -198,6 +198,10 @@ class Engine:
 
     def score(self, tokens: abc.Sequence[int], first: int = 1) -> list[float]:
         """Log-probability (nats) of each token from number ``first`` on, given those before it. Errors: RequestError."""
+        if not 1 <= first <= len(tokens):
+            raise RequestError(
+                f"first is {first}; a token that has others before it has number 1 or more"
+            )
         states_TD = self.states(tokens)[first - 1 : -1]
         following = torch.tensor(tokens[first:])
         found: list[float] = []
@@ -464,9 +468,11 @@ class Engine:
 
     def run(self, requests: abc.Sequence[Request]) -> list[list[Event]]:
         """All events of each request, run to their ends. ``RequestError`` for an impossible one."""
-        ids = [self.submit(request) for request in requests]
-        self.inboxes |= {id: [] for id in ids}
+        ids: list[int] = []
         try:
+            for request in requests:  # where one of them is impossible, those before it leave too
+                ids.append(self.submit(request))
+                self.inboxes[ids[-1]] = []
             while any(id in self.running for id in ids):
                 self.pending += self._advance()
             return [self.inboxes[id] for id in ids]
