@@ -7,7 +7,13 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-KEPT = ("*.toml", "*.parquet", "README.md", "fetch.py")
+KEPT = (
+    *("recipes/*.toml", "data/*/README.md", "data/smollm2/fetch.py"),
+    *(
+        "data/poetry/poems.parquet",
+        "data/english/factbook.parquet",
+    ),  # nobody's own corpora beside them
+)
 
 
 class WithRecipes(build_py):
@@ -15,11 +21,10 @@ class WithRecipes(build_py):
         super().run()
         if self.editable_mode:  # a checkout has them already
             return
-        for folder in ("recipes", "data"):
-            for path in (p for kind in KEPT for p in (ROOT / folder).rglob(kind)):
-                copy = Path(self.build_lib, "shenhong", "bundled", path.relative_to(ROOT))
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
+        for path in (path for pattern in KEPT for path in ROOT.glob(pattern)):
+            copy = Path(self.build_lib, "shenhong", "bundled", path.relative_to(ROOT))
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 setup(cmdclass={"build_py": WithRecipes})

@@ -29,6 +29,7 @@ _HEAD = """# The recipe: every setting
 A recipe is one TOML file that says everything about a model, from raw text to evaluation. Written by
 `python -m shenhong.explain` from the settings' own descriptions; `shenhong recipe --explain` prints the same, and
 `shenhong recipe RECIPE --explain` what a recipe of yours comes to. `--set train.steps=200` changes one for one run.
+In `[corpus]` a setting of another of our kinds of text is accepted and says nothing.
 
 """
 

@@ -122,6 +122,10 @@ def _perform(context: Context, stage: Stage) -> None:
         context.started = None
     with context.run.stage(stage.name) as outputs:
         outputs.update(stage.run(context))
+        if not stage.made(context.run):
+            raise RunError(
+                f"the stage {stage.name} ended and there is no {context.run.path / stage.output}; its file in stages/ must make it"
+            )
     give_back()
 
 

@@ -171,8 +171,13 @@ class Recipe(Settings):
         names: list[str] = []
         for number, step in enumerate(self.steps):
             name = step.name or step.kind
-            if name in names:
+            # One folder each, also on disks that do not tell A from a.
+            if name.lower() in (other.lower() for other in names):
                 raise ValueError(f"steps.{number}: two steps are called {name}; give one a name")
+            if name in ("start", "corpus", "tokenizer", "evaluate", "report"):
+                raise ValueError(
+                    f"steps.{number}: {name} is a stage of every run; choose another name"
+                )
             if step.input and step.input not in names:
                 known = ", ".join(names) or "none"
                 raise ValueError(
@@ -337,8 +342,9 @@ def _corpus_class(table: dict[str, Any]) -> type[CorpusSettings] | None:
     if not isinstance(corpus, dict) or not isinstance(kind, str):
         return None
     found = domains.settings_of(kind)
-    for name in _OF_SOME_KIND & corpus.keys() - found.model_fields.keys():
-        del corpus[name]
+    if not domains.is_file(kind):
+        for name in _OF_SOME_KIND & corpus.keys() - found.model_fields.keys():
+            del corpus[name]
     return found
 
 
@@ -354,6 +360,8 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     except (tomllib.TOMLDecodeError, RecursionError):
         value = text.strip()  # a bare word is a string
     for section in sections:
+        if isinstance(tree.get(section), list):
+            raise RecipeError(f"--set {change}: the list {section} is changed in the recipe itself")
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise RecipeError(f"--set {change}: {section} is a value, not a section")
@@ -380,6 +388,10 @@ def _explain(error: ValidationError, kind: type[Recipe]) -> str:
         )
     if fault["type"] == "missing":
         return f"{where} is missing{more}"
+    if fault["type"] in ("model_type", "model_attributes_type"):
+        return f"{where} is a table: write [{where}], and its settings below{more}"
+    if fault["type"] == "tuple_type":
+        return f"{where} is a list of tables: write [[{where}]] above each{more}"
     message = fault["msg"].removeprefix("Value error, ")
     if not where:
         return message

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import shenhong.numerics.activations as folder
 from shenhong.engine import Engine
 from shenhong.errors import ModelError, RecipeError
-from shenhong.export import load_model, save_gguf, save_model
+from shenhong.export import load_model, save_folder, save_gguf, save_model
 from shenhong.numerics import documents, ops, reference
 from shenhong.recipe import load
 from tests.conftest import Tiny
@@ -76,6 +76,8 @@ def test_a_toy_activation_trains_and_writes(toy: None, tiny: Tiny, tmp_path: Pat
         assert llm.engine.config.hidden_act == "squared_relu" and llm.generate("长城", 8)
     with pytest.raises(ModelError, match="silu alone, here squared_relu"):
         save_gguf(run / "model", tmp_path / "x.gguf")
+    with pytest.raises(ModelError, match="it has no activation called squared_relu"):
+        save_folder(run / "model", tmp_path / "x")
 
 
 def test_an_unknown_one_is_said_with_those_there_are(tiny: Tiny) -> None:

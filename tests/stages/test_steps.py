@@ -11,7 +11,7 @@ import pytest
 
 from shenhong import pipeline
 from shenhong.domains import of_run
-from shenhong.errors import RecipeError, UsageError
+from shenhong.errors import RecipeError, RunError, UsageError
 from shenhong.export import load_model
 from shenhong.recipe import load
 from shenhong.runs.events import read_events
@@ -133,11 +133,20 @@ def test_the_page_and_the_report_take_a_run_for_what_its_last_step_was_measured_
     assert "exact form" in summary(tmp_path / "run")
 
 
+def test_the_report_tells_the_trainings_apart_and_adds_up_what_they_cost(two: Path) -> None:
+    report = (two / "report.md").read_text()
+    for part in ("## Training: base", "## Training: english", "## Experts: english"):
+        assert part in report
+    assert "optimizer steps, base | 16 of" in report and "optimizer steps, english | 6 of" in report
+    assert f"tokens trained on | {22 * 512:,}" in report
+
+
 def test_a_stop_in_the_second_step_changes_no_bit(two: Path, tiny: Tiny, tmp_path: Path) -> None:
     recipe = load(written(tiny, tmp_path, STEPS))
     for until in ("base/train", "english/corpus", "english/train"):
         pipeline.run(recipe, tmp_path / "run", until=until)
     known = describe(tmp_path / "run")
+    assert known["parameters"] > 0 and known["steps"] == 6
     assert known["stage english/train"] == "done" and known["stage english/model"] == "to do"
     pipeline.run(recipe, tmp_path / "run")
     assert digest(tmp_path / "run" / WEIGHTS) == digest(two / WEIGHTS)
@@ -200,7 +209,7 @@ def test_a_step_may_take_another_model_than_the_one_before(
         ('[[steps]]\nkind = "pretrian"', r'no step of kind "pretrian"; did you mean pretrain\?'),
         ('[[steps]]\nkind = "base"', "no step of kind"),
         ("[[steps]]\nname = 'a'", "steps.0.kind is missing"),
-        ("steps = 3", "steps: "),
+        ("steps = 3", "steps is a list of tables"),
         (
             '[[steps]]\nkind = "pretrain"\nsahre = 2',
             "unknown key steps.0.sahre; did you mean share",
@@ -222,6 +231,12 @@ def test_a_step_may_take_another_model_than_the_one_before(
             r'input "next" is not a step before this one \(none\)',
         ),
         ('[[steps]]\nkind = "pretrain"\nname = "../a"', "steps.0.name"),
+        ('[[steps]]\nkind = "pretrain"\nname = "report"', "report is a stage of every run"),
+        (
+            '[[steps]]\nkind = "pretrain"\nname = "a"\n[[steps]]\nkind = "pretrain"\nname = "A"',
+            "two steps are called A",
+        ),
+        ("[steps]\nkind = 'pretrain'", r"write \[\[steps\]\] above each"),
         ('[[steps]]\nkind = "soften"', "takes a model, and there is none before it"),
     ],
 )
@@ -236,6 +251,25 @@ def test_a_list_that_cannot_be_run_is_said(
         return
     with pytest.raises(RecipeError, match=says):
         load(path)
+
+
+def test_a_step_that_makes_no_model_is_not_done(
+    soften: None, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = '[[steps]]\nkind = "pretrain"\n[[steps]]\nkind = "soften"\n'
+    recipe = load(written(tiny, tmp_path, steps))
+    with monkeypatch.context() as patch:
+        patch.setattr(registry.step_of("soften"), "run", lambda self, context, input: {})
+        for _ in range(2):
+            with pytest.raises(RunError, match="the stage soften ended and there is no "):
+                pipeline.run(recipe, tmp_path / "run")
+    pipeline.run(recipe, tmp_path / "run", until="soften")
+    assert (tmp_path / "run" / WEIGHTS).exists()
+
+
+def test_a_list_is_not_changed_from_outside(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="the list steps is changed in the recipe itself"):
+        load(written(tiny, tmp_path, STEPS), ["steps.0.share=2"])
 
 
 def test_until_knows_the_stages_of_this_recipe(two: Path) -> None:

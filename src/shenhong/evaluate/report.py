@@ -13,7 +13,7 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tomli_w
 
@@ -33,6 +33,7 @@ from shenhong.evaluate.page import (
 )
 from shenhong.runs.events import read_events
 from shenhong.runs.files import atomic_write
+from shenhong.runs.run import plan_of
 
 if TYPE_CHECKING:
     from shenhong.domains.base import Domain
@@ -51,14 +52,15 @@ def write_report(run_dir: Path, domain: Domain) -> tuple[str, str]:
     evaluation = _read_json(run_dir / "evaluation.json") or {}
     events = read_events(run_dir)
     name = manifest.get("name") or _recipe_name(recipe) or run_dir.resolve().name
+    trainings = _trainings(manifest, events)
     blocks = [
         *_headline(manifest, evaluation, domain),
         *domain.blocks(evaluation),
         *_bits(evaluation),
         *_originality(evaluation),
-        *_training(events, manifest),
-        *_experts(events),
-        *_cost(manifest, events),
+        *(block for training in trainings for block in _training(training)),
+        *(block for training in trainings for block in _experts(training)),
+        *_cost(manifest, trainings),
         *_refining(_read_json(run_dir / "corpus" / "report.json") or {}),
         *_settings(manifest, recipe),
     ]
@@ -185,9 +187,37 @@ def _originality(evaluation: Json) -> list[Block]:
     ]
 
 
-def _training(events: Sequence[Json], manifest: Json) -> list[Block]:
-    train = [e for e in events if e.get("kind") == "train"]
-    valid = [e for e in events if e.get("kind") == "valid"]
+class Training(NamedTuple):
+    """One of a run's trainings: its stage, its frozen plan, and its events."""
+
+    stage: str
+    plan: Json
+    steps: Sequence[Json]
+    validations: Sequence[Json]
+
+    def heading(self, of: str) -> Heading:
+        """Where a run trains once, the stage has no name of its own."""
+        return Heading(
+            of if self.stage == "train" else f"{of}: {self.stage.removesuffix('/train')}"
+        )
+
+
+def _trainings(manifest: Json, events: Sequence[Json]) -> list[Training]:
+    """In the order of the plan."""
+    named = {e.get("stage", "train") for e in events if e.get("kind") == "train"}
+    stages = [s for s in plan_of(dict(manifest)) if s in named or _get(manifest, s, "steps")]
+
+    def of(stage: str, kind: str) -> list[Json]:
+        return [e for e in events if e.get("kind") == kind and e.get("stage", "train") == stage]
+
+    return [
+        Training(stage, _get(manifest, stage) or {}, of(stage, "train"), of(stage, "valid"))
+        for stage in stages
+    ]
+
+
+def _training(training: Training) -> list[Block]:
+    train, valid = training.steps, training.validations
     if not train:
         return []
 
@@ -211,11 +241,11 @@ def _training(events: Sequence[Json], manifest: Json) -> list[Block]:
         Curves("Gradient norm", "step", [Series("norm before clipping", steps, _column(train, "grad_norm"))], True),
         Curves("Tokens per second", "step", [Series("speed", steps, _column(train, "tokens_per_second"))], True),
     ]  # fmt: skip
-    return [Heading("Training"), Grid([chart for chart in charts if chart.html()])]
+    return [training.heading("Training"), Grid([chart for chart in charts if chart.html()])]
 
 
-def _experts(events: Sequence[Json]) -> list[Block]:
-    train = [e for e in events if e.get("kind") == "train"]
+def _experts(training: Training) -> list[Block]:
+    train = training.steps
     loads = [e for e in train if e.get("load_max")]
     blocks: list[Block] = []
     if loads:
@@ -239,10 +269,10 @@ def _experts(events: Sequence[Json]) -> list[Block]:
     histograms = [e["load"] for e in train if e.get("load")]
     if histograms:
         blocks.append(Loads("Load of each expert at the end, 1 = even", histograms[-1]))
-    return [Heading("Experts"), Grid(blocks)] if blocks else []
+    return [training.heading("Experts"), Grid(blocks)] if blocks else []
 
 
-def _cost(manifest: Json, events: Sequence[Json]) -> list[Block]:
+def _cost(manifest: Json, trainings: Sequence[Training]) -> list[Block]:
     stages = {k: v for k, v in (manifest.get("stages") or {}).items() if isinstance(v, Mapping)}
     timed = [
         (name, float(stage["seconds"]), _time(stage["seconds"]))
@@ -252,29 +282,28 @@ def _cost(manifest: Json, events: Sequence[Json]) -> list[Block]:
     out: list[Block] = [Heading("What it cost")]
     if timed:
         out.append(Shares(f"Wall-clock of the stages, {_time(sum(t for _, t, _ in timed))}", timed))
-    train = manifest.get("train") or {}
     rows: list[list[str]] = []
     total = _total_seconds(manifest)
     if total:
         rows.append(["wall-clock of the run", _time(total)])
-    trained = [e for e in events if e.get("kind") == "train"]
-    tokens = trained[-1].get("tokens") if trained else None
-    if tokens is None and _numbers(train, "steps", "tokens_per_step"):
-        tokens = train["steps"] * train["tokens_per_step"]
-    seconds = trained[-1].get("seconds") if trained else _get(stages, "train", "seconds")
-    if "parameters" in train:
+    if plan := next((t.plan for t in trainings[::-1] if "parameters" in t.plan), None):
         active = (
-            f" ({short(train['active_parameters'])} active)" if "active_parameters" in train else ""
+            f" ({short(plan['active_parameters'])} active)" if "active_parameters" in plan else ""
         )
-        rows.append(["parameters", short(train["parameters"]) + active])  # fmt: skip
-    if "steps" in train:
-        rows.append(["optimizer steps", f"{train['steps']:,} of {short(train.get('tokens_per_step', 0))} tokens"])  # fmt: skip
+        rows.append(["parameters", short(plan["parameters"]) + active])
+    for training in trainings:
+        if "steps" in training.plan:
+            of = "" if training.stage == "train" else f", {training.stage.removesuffix('/train')}"
+            steps, each = training.plan["steps"], training.plan.get("tokens_per_step", 0)
+            rows.append([f"optimizer steps{of}", f"{steps:,} of {short(each)} tokens"])
+    tokens = sum(_tokens(training) for training in trainings)
+    seconds = sum(_seconds(training, stages) for training in trainings)
     if tokens:
         rows.append(["tokens trained on", f"{tokens:,}"])
         if seconds:
             rows.append(["tokens per second of training", f"{tokens / seconds:,.0f}"])
-        if "flops_per_token" in train:
-            flops = tokens * train["flops_per_token"]
+        flops = sum(_tokens(t) * t.plan.get("flops_per_token", 0) for t in trainings)
+        if flops:
             rows.append(["floating-point operations", f"{flops:.3g}"])
             if seconds:
                 rows.append(["… per second of training", f"{flops / seconds / 1e9:.1f} GFLOP/s"])
@@ -283,6 +312,20 @@ def _cost(manifest: Json, events: Sequence[Json]) -> list[Block]:
     if rows:
         out.append(Table(["", "measured"], rows))
     return out if len(out) > 1 else []
+
+
+def _tokens(training: Training) -> int:
+    """As its events count them, else as it was planned."""
+    if training.steps and (found := training.steps[-1].get("tokens")) is not None:
+        return int(found)
+    plan = training.plan
+    whole = _numbers(plan, "steps", "tokens_per_step")
+    return plan["steps"] * plan["tokens_per_step"] if whole else 0
+
+
+def _seconds(training: Training, stages: Json) -> float:
+    found = training.steps[-1].get("seconds") if training.steps else None
+    return found or _get(stages, training.stage, "seconds") or 0.0
 
 
 def _refining(report: Json) -> list[Block]:

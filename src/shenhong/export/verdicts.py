@@ -72,12 +72,46 @@ def _experts(config: ModelConfig) -> bool:
 
 _MTP_OF_TRANSFORMERS = 61  # the one layer number that its use_mtp looks for
 
+# Its ACT2FN, but for names that want settings of their own.
+_ACTIVATIONS_OF_TRANSFORMERS = frozenset(
+    [
+        "gelu",
+        "gelu_10",
+        "gelu_accurate",
+        "gelu_fast",
+        "gelu_new",
+        "gelu_python",
+        "gelu_python_tanh",
+        "gelu_pytorch_tanh",
+        "hardswish",
+        "laplace",
+        "leaky_relu",
+        "linear",
+        "mish",
+        "quick_gelu",
+        "relu",
+        "relu2",
+        "relu6",
+        "sigmoid",
+        "silu",
+        "sqrtsoftplus",
+        "swish",
+        "tanh",
+    ]
+)
+
 _TABLE = [
     Requirement(
         TRANSFORMERS,
         "refuses",
         lambda c: c.attention != "mha",
         "plain multi-head attention is for comparisons here and has no config.json",
+    ),
+    Requirement(
+        TRANSFORMERS,
+        "refuses",
+        lambda c: c.hidden_act in _ACTIVATIONS_OF_TRANSFORMERS,
+        "it has no activation called {c.hidden_act}",
     ),
     Requirement(
         TRANSFORMERS,

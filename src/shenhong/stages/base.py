@@ -62,9 +62,13 @@ class Stage:
         """Whether it is finished and what it made is still there."""
         return run.done(self.name) and self.present(run)
 
+    def made(self, run: Run) -> bool:
+        """Whether its output is there."""
+        return (run.path / self.output).exists()
+
     def present(self, run: Run) -> bool:
         """Whether what a finished stage made is still there: messages advise to remove what is damaged."""
-        return (run.path / self.output).exists()
+        return self.made(run)
 
 
 class StepSettings(BaseModel):
@@ -94,7 +98,6 @@ class Step:
     before     the step whose model it takes; None for the first
     """
 
-    kind: ClassVar[str]
     Settings: ClassVar[type[StepSettings]] = StepSettings
     takes_model: ClassVar[bool] = True  # whether it needs a step before it
 

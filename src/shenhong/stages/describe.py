@@ -59,14 +59,15 @@ def _so_far(run: Run) -> dict[str, Any]:
     for name, done in names:
         started = "unfinished" if name in stages else "to do"
         known[f"stage {name}"] = "done" if done else started
-    train = run.manifest.get("train", {})
     events = read_events(run.path)
     trained = [e for e in events if e["kind"] == "train" and {"step", "steps", "loss"} <= e.keys()]
     validations = [
         e for e in events if e["kind"] == "valid" and isinstance(e.get("nats_per_token"), float)
     ]
-    if "parameters" in train:
-        known |= {k.replace("_", " "): train[k] for k in ("parameters", "active_parameters")}
+    frozen = [run.manifest.get(name) for name in plan_of(run.manifest)]
+    for train in frozen:
+        if isinstance(train, dict) and "parameters" in train:
+            known |= {k.replace("_", " "): train[k] for k in ("parameters", "active_parameters")}
     if trained:
         known |= {key: trained[-1][key] for key in ("step", "steps")}
         known["training nats per token"] = trained[-1]["loss"]

@@ -38,7 +38,6 @@ class PretrainSettings(StepSettings):
 
 
 class Pretrain(Step):
-    kind = "pretrain"
     Settings = PretrainSettings
     takes_model = False
 
