@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import difflib
 import time
 from collections.abc import Iterator, Sequence
@@ -82,10 +81,10 @@ def train_recipe(
     if isinstance(recipe, dict):
         if changes:
             raise RecipeError("changes go with a recipe file; change the dictionary")
-        named = resolve(copy.deepcopy(recipe), Path.cwd(), "the recipe")
+        named = resolve(recipe, Path.cwd(), "the recipe")
         path = Path(run_folder) if run_folder else Path("runs") / named.name
         take = own_code.for_run(path, allow, asked=True)
-        resolved = resolve(copy.deepcopy(recipe), Path.cwd(), "the recipe", take)
+        resolved = resolve(recipe, Path.cwd(), "the recipe", take)
     elif Path(recipe).is_dir():
         if changes or run_folder:
             raise RecipeError(f"{recipe} is a run folder with its recipe frozen; give nothing else")

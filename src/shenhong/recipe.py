@@ -10,6 +10,7 @@ checks a recipe is put together from the settings of its domains and its steps.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import tomllib
@@ -242,12 +243,13 @@ def _corpora(tree: dict[str, Any]) -> list[dict[str, Any]]:
 def load(
     path: Path, changes: list[str] | None = None, run_code: Callable[[Path], object] | None = None
 ) -> Recipe:
-    """Read a recipe file and apply ``section.key=value`` changes. Error: RecipeError, one line.
-
-    ``run_code`` is called with each Python file that a corpus names as its kind, and must load it or refuse; without it
-    no such file is touched, and what the recipe says to it is not checked.
-    """
+    """Read a recipe file and apply ``section.key=value`` changes; ``run_code`` as `resolve`. Error: RecipeError."""
     path = Path(path)
+    return resolve(read(path, changes), path.resolve().parent, str(path), run_code)
+
+
+def read(path: Path, changes: list[str] | None = None) -> dict[str, Any]:
+    """The tables of a recipe file, with the changes. Error: RecipeError, one line."""
     try:
         tree = tomllib.loads(path.read_bytes().decode())
     except FileNotFoundError:
@@ -269,7 +271,7 @@ def load(
         # A recipe's own paths begin at its folder, one given beside it where the command was given.
         start = path.resolve().parent if tree["init"] == own else Path.cwd()
         tree["init"] = os.path.normpath(start / tree["init"])
-    return resolve(tree, path.resolve().parent, str(path), run_code)
+    return tree
 
 
 def resolve(
@@ -278,7 +280,12 @@ def resolve(
     source: str,
     run_code: Callable[[Path], object] | None = None,
 ) -> Recipe:
-    """A recipe from its tables, with relative paths beginning at ``base``. Error: RecipeError naming ``source``."""
+    """A recipe from its tables, with relative paths beginning at ``base``. Error: RecipeError naming ``source``.
+
+    ``run_code`` is called with each Python file that a corpus names as its kind, and must load it or refuse; without it
+    no such file is touched, and what the recipe says to it is not checked.
+    """
+    tree = copy.deepcopy(tree)
     if isinstance(tree.get("init"), str):
         tree["init"] = os.path.normpath(base / tree["init"])
     for corpus in _corpora(tree):

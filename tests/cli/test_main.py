@@ -254,6 +254,17 @@ raise AttributeError
         assert (done.returncode, done.stderr.strip()) == (130, "shenhong: stopped")
 
 
+def test_a_recipe_may_come_through_a_pipe(tiny: Tiny, tmp_path: Path) -> None:
+    """As in train <(sed ... recipe.toml): it is read once."""
+    pipe, text = tmp_path / "pipe", tiny.recipe.read_text()
+    (tmp_path / "poems.jsonl").symlink_to(tiny.recipe.parent / "poems.jsonl")
+    os.mkfifo(pipe)
+    command = shenhong("train", pipe, "--run", tmp_path / "run", "--until", "corpus")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        pipe.write_text(text)
+        assert process.wait(120) == 0, process.stderr and process.stderr.read()
+
+
 def test_generate_loads_nothing_of_a_server(tiny: Tiny) -> None:
     code = f"""
 import sys

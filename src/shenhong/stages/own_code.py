@@ -19,7 +19,7 @@ from typing import Any
 from shenhong.domains import registry
 from shenhong.domains.registry import Code
 from shenhong.errors import RecipeError
-from shenhong.recipe import Recipe, load
+from shenhong.recipe import Recipe, load, read, resolve
 from shenhong.runs.files import beside
 from shenhong.runs.run import Run
 
@@ -52,14 +52,13 @@ def load_recipe(
     allow: Path | None = None,
 ) -> tuple[Recipe, Path]:
     """A recipe file with the code it names, and the run it is for. Error: RecipeError, before anything is run."""
-    named = load(path, changes)
+    tables, base = read(path, changes), path.resolve().parent
+    named = resolve(tables, base, str(path))
     run = run_folder or Path("runs") / named.name
     _check_allowed(named, allow)
-    frozen = (
-        path.resolve().parent
-    )  # of a run: then a person gave the folder's word and not their own
-    guard = run if registry.is_run(run) or not registry.is_run(frozen) else frozen
-    return load(path, changes, for_run(guard, allow, asked=True)), run
+    # The frozen recipe of a run is that folder's word and not a person's.
+    guard = run if registry.is_run(run) or not registry.is_run(base) else base
+    return resolve(tables, base, str(path), for_run(guard, allow, asked=True)), run
 
 
 def load_frozen(run: Path, allow: Path | None = None, *, run_code: bool = True) -> Recipe:
