@@ -43,7 +43,7 @@ def test_help_of_every_verb_shows_an_example(verb: str, capsys: Captured) -> Non
 
 
 def test_help_lists_the_verbs_and_loads_nothing_heavy() -> None:
-    code = "import sys; from shenhong.cli.main import parser; parser().format_help(); print('torch' in sys.modules)"
+    code = "import sys; from shenhong.cli.parser import parser; parser().format_help(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
 
