@@ -29,7 +29,7 @@ Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "conten
 
 
 class Score(NamedTuple):
-    """How likely a model holds a text. Natural logarithms; a text of no tokens has the perplexity 1."""
+    """How likely a model holds a text. Natural logarithms; a text of no tokens has none."""
 
     tokens: list[int]  # the text's, without what stands before it
     logprobs: list[float]  # of each token, given all before it
@@ -40,7 +40,7 @@ class Score(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        return math.exp(-self.total / len(self.logprobs)) if self.logprobs else 1.0
+        return math.exp(-self.total / len(self.logprobs)) if self.logprobs else math.nan
 
 
 class LLM:
@@ -175,16 +175,17 @@ class LLM:
             return Score([], [])
         return Score(whole[first:], self.engine.score(whole, first))
 
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """[N, D] float32: the mean of the final states of each text's tokens. Errors: RequestError."""
-        if isinstance(texts, str):
-            raise RequestError("embed takes a list of texts")
+    def embed(self, texts: str | list[str] | tuple[str, ...]) -> Tensor:
+        """[N, D] float32, or [D] of one text: the mean of the final states of its tokens. Errors: RequestError."""
+        one = isinstance(texts, str)
         rows = [
             self.engine.states([*self.tokenizer.begin, *self.tokenizer.encode(text)])
             .float()
             .mean(0)
             for text in _texts(texts, "texts")
         ]
+        if one:
+            return rows[0]
         return torch.stack(rows) if rows else torch.empty(0, self.engine.config.hidden_size)
 
     # ---------------------------------------------------------------- how it is done

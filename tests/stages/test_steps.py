@@ -117,6 +117,7 @@ def test_the_run_is_measured_on_the_data_of_its_last_step(two: Path) -> None:
     found = json.loads((two / "evaluation.json").read_text())
     assert found["kind"] == "text" and "verse" not in found
     assert "report:" in summary(two) and describe(two)["layers"] == 2
+    assert "to go on" not in describe(two)
 
 
 def test_the_page_and_the_report_take_a_run_for_what_its_last_step_was_measured_on(
@@ -265,6 +266,8 @@ def test_a_step_that_makes_no_model_is_not_done(
                 pipeline.run(recipe, tmp_path / "run")
     pipeline.run(recipe, tmp_path / "run", until="soften")
     assert (tmp_path / "run" / WEIGHTS).exists()
+    known = describe(tmp_path / "run")  # a model, and more to do
+    assert known["layers"] == 2 and known["stage evaluate"] == "to do" and "to go on" in known
 
 
 def test_a_list_is_not_changed_from_outside(tiny: Tiny, tmp_path: Path) -> None:

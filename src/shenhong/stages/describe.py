@@ -9,7 +9,7 @@ from typing import Any
 
 from shenhong import domains
 from shenhong.domains.base import Domain
-from shenhong.errors import RecipeError, RunError
+from shenhong.errors import RecipeError, RunError, ShenhongError
 from shenhong.parallel import Mesh
 from shenhong.runs.events import read_events
 from shenhong.runs.run import Run, plan_of
@@ -40,25 +40,32 @@ def describe(path: Path) -> dict[str, Any]:
     from shenhong import models
 
     path = Path(path)
-    if (path / "manifest.json").is_file() and not (path / "model" / "config.json").is_file():
-        return _so_far(Run(path, write=False))
-    return models.facts(path)
+    if not (path / "manifest.json").is_file():
+        return models.facts(path)
+    finished = (path / "model" / "config.json").is_file()
+    try:
+        run = Run(path, write=False)
+        states = _stages(run)
+    except ShenhongError:  # what became of the run does not matter to a model that is there
+        if finished:
+            return models.facts(path)
+        raise
+    if not finished:
+        return _so_far(run)
+    unfinished = any(state != "done" for state in states.values())
+    rest = {**states, "to go on": f"shenhong train {run.path}"} if unfinished else {}
+    return models.facts(path) | rest
 
 
 def _so_far(run: Run) -> dict[str, Any]:
     """Recipe, stages, step and held-out loss of an unfinished run, also of one that runs now."""
     known: dict[str, Any] = {"folder": str(run.path)}
-    names = [(name, False) for name in plan_of(run.manifest)]
     if (run.path / "recipe.toml").exists():
         recipe = load_frozen(run.path, run_code=False)
-        names = [(stage.name, stage.done(run)) for stage in plan(recipe)]
         known |= {"recipe": recipe.name, "kind": recipe.corpus.kind, "seed": recipe.seed}
         if recipe.minutes:
             known["minutes"] = recipe.minutes
-    stages = run.manifest["stages"]
-    for name, done in names:
-        started = "unfinished" if name in stages else "to do"
-        known[f"stage {name}"] = "done" if done else started
+    known |= _stages(run)
     events = read_events(run.path)
     trained = [e for e in events if e["kind"] == "train" and {"step", "steps", "loss"} <= e.keys()]
     validations = [
@@ -74,6 +81,19 @@ def _so_far(run: Run) -> dict[str, Any]:
     if validations:
         known["held-out nats per token"] = round(validations[-1]["nats_per_token"], 4)
     return known | {"to go on": f"shenhong train {run.path}"}
+
+
+def _stages(run: Run) -> dict[str, str]:
+    """Each stage of the run: done, unfinished or to do."""
+    names = [(name, False) for name in plan_of(run.manifest)]
+    if (run.path / "recipe.toml").exists():
+        recipe = load_frozen(run.path, run_code=False)
+        names = [(stage.name, stage.done(run)) for stage in plan(recipe)]
+    begun = run.manifest["stages"]
+    return {
+        f"stage {name}": "done" if done else "unfinished" if name in begun else "to do"
+        for name, done in names
+    }
 
 
 def summary(path: Path) -> str:
