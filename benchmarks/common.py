@@ -79,7 +79,7 @@ class Bench:
     def nats_per_character(self, model: Any) -> float:
         """Over the whole validation split, so that tokens and characters are of the same text."""
         nats, _ = score_rows(model, self.valid, torch.arange(len(self.valid)))
-        return nats / self.valid.characters
+        return float(nats.sum()) / self.valid.characters
 
 
 @dataclass

@@ -121,8 +121,10 @@ class Recipe(Settings):
         gt=0,
         description="wall-clock of the whole run; the training stage gets what others leave",
     )
-    reserve_seconds: float = Field(
-        45.0, ge=0, description="part of the minutes kept for what follows training"
+    reserve_seconds: float | None = Field(
+        None,
+        ge=0,
+        description="part of the minutes kept for what follows training; absent: as much as that will take here",
     )
     init: str | None = Field(
         None,

@@ -14,6 +14,7 @@ from shenhong.runs.events import read_events
 from shenhong.runs.run import Run
 from shenhong.train import TrainSettings, checkpoint, train
 from shenhong.train.data import Batch
+from shenhong.train.validate import Look
 from tests.train.tiny_model import CONFIG, Alignment, Texts
 
 STAGE = "align/train"
@@ -33,8 +34,8 @@ def aligned(path: Path, source: Texts) -> Decoder:
     """A stage of a run that trains with an objective, a source and a validation of its own; its folder is in the run."""
     config = dataclasses.replace(CONFIG, bos_token_id=0, pad_token_id=2)
 
-    def validate(model: Decoder) -> dict[str, float]:
-        return {"largest": float(model.head_weight.detach().abs().max())}
+    def validate(model: Decoder) -> Look:
+        return Look({"largest": float(model.head_weight.detach().abs().max())})
 
     with Run(path, create=True) as run:
         return train(
@@ -44,7 +45,7 @@ def aligned(path: Path, source: Texts) -> Decoder:
             config,
             1,
             Mesh(),
-            lambda: 1.0,
+            lambda seconds_a_token: 1.0,
             stage=STAGE,
             objective=Alignment(),
             source=source,

@@ -2,7 +2,9 @@
 
 The longest common runs are found with rolling fingerprints (Karp & Rabin 1987): the k-grams of both sides as
 64-bit hashes for k = 1, 2, 3 … A position of the training text stays while its k-gram occurs in the texts,
-so each round is shorter than the one before it, and ten million characters take about a second.
+so each round is shorter than the one before it. The first rounds are the long ones; they are left out for texts of
+which a run of _AT_ONCE characters stands there anyway. The training text passes through in parts, so that memory is
+bounded whatever its size.
 
 Legend: T positions in the joined texts, P positions in the joined training text.
 """
@@ -10,7 +12,7 @@ Legend: T positions in the joined texts, P positions in the joined training text
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +24,8 @@ LINE_CHARACTERS = 5  # a shorter line may be anyone's; it counts neither as copi
 _LINE_ENDS = re.compile(r"[，。？！；：、,.?!;:\n\r]+")
 _END, _END_OF_TRAINING = 0, 0x110000  # what the ends of texts hash as: no run crosses one
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_AT_ONCE = 8
+_PART = 4_000_000  # characters of training text that are compared at a time
 
 
 class Copies(NamedTuple):
@@ -69,33 +73,63 @@ def _lines(text: str) -> list[str]:
 
 def _longest_runs(texts: Sequence[str], training: Sequence[str]) -> list[str]:
     """For each text its longest substring that occurs in one training text (the first of them)."""
+    runs = _runs_from(_AT_ONCE, texts, training)
+    short = [i for i, run in enumerate(runs) if not run]
+    if short:
+        found = _runs_from(1, [texts[i] for i in short], training)
+        for i, run in zip(short, found, strict=True):
+            runs[i] = run
+    return runs
+
+
+def _runs_from(least: int, texts: Sequence[str], training: Sequence[str]) -> list[str]:
+    """The longest runs of at least ``least`` characters; empty where there is none."""
     joined, point_T, owner_T = _join(texts)
-    _, point_P, _ = _join(training)
     # One 64-bit number a character, from a fixed seed; equal hashes of unequal runs: about 1e-9 here.
     scramble = np.random.default_rng(0).integers(1, 2**63, _END_OF_TRAINING + 1, dtype=np.uint64)
     code_T = scramble[point_T]
-    code_P = scramble[point_P]
-    code_P[point_P == _END] = scramble[_END_OF_TRAINING]
-    at_T, hash_T = np.arange(len(code_T), dtype=np.int32), np.zeros_like(code_T)
-    at_P, hash_P = np.arange(len(code_P), dtype=np.int32), np.zeros_like(code_P)
+    first_T = _windows(code_T, least)
     length = np.zeros(len(texts), dtype=np.int64)
     start = np.zeros(len(texts), dtype=np.int64)
-    k = 0
-    while True:
-        at_T, hash_T = _grow(at_T, hash_T, code_T, k)
-        at_P, hash_P = _grow(at_P, hash_P, code_P, k)
-        if not len(at_T):
-            break
-        kept_P = _members(hash_P, hash_T)
-        at_P, hash_P = at_P[kept_P], hash_P[kept_P]
-        if not len(at_P):
-            break
-        kept_T = np.isin(hash_T, hash_P)
-        at_T, hash_T = at_T[kept_T], hash_T[kept_T]
-        k += 1
-        length[owner_T[at_T]] = k
-        start[owner_T[at_T[::-1]]] = at_T[::-1]
+    for part in _parts_of(training):
+        _, point_P, _ = _join(part)
+        code_P = scramble[point_P]
+        code_P[point_P == _END] = scramble[_END_OF_TRAINING]
+        (at_T, hash_T), (at_P, hash_P), k = first_T, _windows(code_P, least), least
+        while len(at_T) and len(at_P):
+            kept_P = _members(hash_P, hash_T)
+            at_P, hash_P = at_P[kept_P], hash_P[kept_P]
+            kept_T = np.isin(hash_T, hash_P)
+            at_T, hash_T = at_T[kept_T], hash_T[kept_T]
+            longer = length[owner_T[at_T]] < k
+            start[owner_T[at_T[longer][::-1]]] = at_T[longer][::-1]
+            length[owner_T[at_T[longer]]] = k
+            at_T, hash_T = _grow(at_T, hash_T, code_T, k)
+            at_P, hash_P = _grow(at_P, hash_P, code_P, k)
+            k += 1
     return [joined[s : s + n] for s, n in zip(start.tolist(), length.tolist(), strict=True)]
+
+
+def _parts_of(training: Sequence[str]) -> Iterator[list[str]]:
+    part: list[str] = []
+    size = 0
+    for text in training:
+        part.append(text)
+        size += len(text)
+        if size >= _PART:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _windows(codes: NDArray[np.uint64], k: int) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+    """All positions with the hashes of their k-grams."""
+    value = np.zeros(max(0, len(codes) - k + 1), dtype=np.uint64)
+    for i in range(k):
+        value *= _MULTIPLIER
+        value += codes[i : i + len(value)]
+    return np.arange(len(value), dtype=np.int32), value
 
 
 def _grow(

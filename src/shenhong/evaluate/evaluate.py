@@ -111,6 +111,7 @@ def _bits(
     sources: list[tuple[str, Sequence[str]]] = [("all", training)]
     if seen_texts is not None and (seen := list(seen_texts)):
         sources.insert(0, ("seen", seen))
+    sources = [(name, _evenly(texts, settings.ngram_characters)) for name, texts in sources]
     result: dict = {"ngrams": []}
     bits: dict[tuple[str, int], np.ndarray] = {}
     for source, source_texts in sources:
@@ -157,6 +158,12 @@ def _bits(
         error = ratio(model_bits, other).error if len(model_bits) == len(other) else None
         entry["model_below"] = {"value": value, "error": error, "count": len(model_bits)}
     return result
+
+
+def _evenly(texts: Sequence[str], characters: int) -> Sequence[str]:
+    """Texts in even distances, of about so many characters together; all of them where they are no more."""
+    every = sum(map(len, texts)) / characters
+    return texts if every <= 1 else [texts[int(i * every)] for i in range(int(len(texts) / every))]
 
 
 def _answers(

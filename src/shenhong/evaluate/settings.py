@@ -16,3 +16,8 @@ class EvaluateSettings(BaseModel):
     ngram_order: int = Field(
         5, ge=1, le=8, description="characters of the Kneser-Ney n-gram beside the model"
     )
+    ngram_characters: int = Field(
+        10_000_000,
+        ge=1000,
+        description="of training text that the n-gram learns; of more, texts in even distances",
+    )

@@ -48,7 +48,8 @@ def measure(recipe: Recipe, last: Step, run: Run, say: Callable[[str], None]) ->
     tokens = run.path / step.folder / "tokens"
     test = Rows(tokens / "test.safetensors", *ids)
     decoder = load_model(run.path / last.model, dtype)
-    scored = ScoredText(*score_rows(decoder, test, torch.arange(len(test))), test.characters)
+    nats, counted = score_rows(decoder, test, torch.arange(len(test)))
+    scored = ScoredText(float(nats.sum()), int(counted.sum()), test.characters)
     train = Rows(tokens / "train.safetensors", *ids)
     trained = run.manifest[step.named("train")]["steps"] * step.train.rows_a_step
     seen = seen_rows(len(train), recipe.seed, trained)

@@ -82,19 +82,23 @@ class Train(Stage):
 
         if (run.path / self.step.model).exists():
             return True
-        last = run.manifest[self.name]["steps"]
+        outputs = run.manifest["stages"][self.name].get("outputs", {})
+        last = outputs.get("last_step", run.manifest[self.name]["steps"])
         return checkpoint.folder_of(run.path / self.output, last).exists()
 
     def run(self, context: Context) -> dict[str, Any]:
-        from shenhong.train import train
+        from shenhong.train import checkpoint, train
 
         recipe = context.recipe
         started = time.monotonic()
         spent = _seconds_spent(context.run.manifest) if context.run else 0.0
 
-        def seconds_left() -> float:
-            """Read when the steps are counted, so that what choosing the machine took is paid for too."""
-            used = spent + recipe.reserve_seconds + time.monotonic() - started
+        def seconds_left(seconds_a_token: float) -> float:
+            """Asked when the steps are counted, so that the trials are paid for too."""
+            reserve = recipe.reserve_seconds
+            if reserve is None:
+                reserve = self._seconds_after(context, seconds_a_token)
+            used = spent + reserve + time.monotonic() - started
             left = (recipe.minutes or 0) * 60 - used
             return max(1.0, left * self._share(context.run))
 
@@ -107,10 +111,44 @@ class Train(Stage):
             context.mesh,
             seconds_left,
             self._sampler(context),
-            lambda: self._first(context),
+            (lambda: self._first(context)) if self._continues(context) else None,
             stage=self.name,
         )
-        return {}
+        if not context.mesh.leads:
+            return {}
+        # Training may have ended before its last planned step.
+        return {"last_step": checkpoint.last_step(context.path / self.output)}
+
+    def _seconds_after(self, context: Context, seconds_a_token: float) -> float:
+        """How long it will take to publish and measure what has been trained."""
+        from shenhong import LONGEST_ANSWER
+        from shenhong.evaluate import cost
+        from shenhong.evaluate.evaluate import read_split
+
+        assert context.run is not None
+        settings, domain = context.recipe.evaluate, self.step.domain
+        corpus, stages = context.path / self.step.corpus_folder, context.run.manifest["stages"]
+        packed = stages[self.step.named("tokens")]["outputs"]
+        held_out = read_split(corpus, "test", ("id", "prompt", "text", *domain.columns))
+        answers = 0.0
+        if settings.titles:
+            references = domain.questions(held_out, settings, context.recipe.seed).references
+            a_character = packed["test"]["counted"] / max(1, packed["test"]["characters"])
+            lengths = [min(LONGEST_ANSWER, len(text) * a_character) for text in references]
+            # Few texts at once take longer a token than many.
+            answers = sum(lengths) * seconds_a_token * (3 if len(references) >= 16 else 6)
+        return cost.seconds(
+            settings,
+            held_out["text"],
+            packed["train"]["characters"],
+            packed["test"]["tokens"],
+            seconds_a_token,
+            answers,
+        )
+
+    def _continues(self, context: Context) -> bool:
+        """Whether training begins with a model and not with random weights."""
+        return self.step.before is not None or bool(context.recipe.init)
 
     def _share(self, run: Run | None) -> float:
         """This step's part of the time that is left for training, beside the steps that have not trained yet."""
@@ -126,15 +164,13 @@ class Train(Stage):
         ]
         return self.step.settings.share / sum(rest)
 
-    def _first(self, context: Context) -> dict[str, Tensor] | None:
-        """The weights training begins with; None for random ones."""
+    def _first(self, context: Context) -> dict[str, Tensor]:
+        """The weights training begins with."""
         from shenhong.export import load_model
         from shenhong.stages.init_from import weights
 
         if self.step.before is not None:
             return load_model(context.path / self.step.before.model).state_dict()
-        if not context.recipe.init:
-            return None
         stage = json.loads((context.path / "manifest.json").read_text())["stages"]["tokenizer"]
         return weights(context.recipe, stage["outputs"]["init_sha256"])
 

@@ -1,4 +1,4 @@
-"""model: the finished Hugging Face folder, from the last checkpoint of a training."""
+"""model: the finished Hugging Face folder, from the last checkpoint of a training, or from its best one."""
 
 from __future__ import annotations
 
@@ -23,19 +23,27 @@ class Publish(Stage):
         from shenhong.export import save_model
         from shenhong.model import Decoder
         from shenhong.runs.files import digest
-        from shenhong.train import checkpoint
+        from shenhong.train import best, checkpoint
 
         checkpoints = context.path / self.train.output
         found = checkpoint.load_newest(checkpoints)
         if found is None:
             raise CheckpointError(f"{checkpoints} is empty; remove the run folder and train again")
         progress, weights, _ = found
+        step = progress.step
+        if progress.worse:  # at its last look
+            step, weights = best.weights(checkpoints)
+            context.say(
+                f"held-out text is clearly better foretold after step {step} than after step {progress.step}: "
+                f"the finished model is the one of step {step}"
+            )
         decoder = Decoder(architecture(context))
         decoder.load_state_dict(weights)
         folder = context.path / self.output
         save_model(decoder, folder, context.path / "tokenizer")
         return {
-            "step": progress.step,
+            "step": step,
+            **({"last_step": progress.step} if step != progress.step else {}),
             "sha256": digest(folder / "model.safetensors"),
             "torch": torch.__version__,
         }

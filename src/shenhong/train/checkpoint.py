@@ -36,6 +36,7 @@ class Progress:
     loss_mean: float | None = None  # running mean that the spike guard compares with
     seconds: float = 0.0  # of training so far, for display only
     tokens: int = 0  # trained on so far
+    worse: int = 0  # looks in a row at which held-out text was clearly worse than at the best one
 
 
 def folder_of(root: Path, step: int) -> Path:
@@ -50,6 +51,12 @@ def saved(root: Path) -> list[Path]:
     """Whole checkpoints, oldest first (unfinished ones carry a dot in front)."""
     found = (path for path in root.glob("step-*") if path.name[5:].isdecimal())
     return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def last_step(root: Path) -> int:
+    """Of the newest whole checkpoint; 0 where there is none."""
+    found = saved(root)
+    return int(found[-1].name[5:]) if found else 0
 
 
 def save(

@@ -1,22 +1,14 @@
-"""What this machine can do, measured once and frozen into the manifest.
-
-Threads, the dtype of matrix products and the fused kernels are chosen by timing a piece of the real
-training step; so a core that someone else keeps busy shows up here, and costs a thread instead of a
-spinning barrier at every operation.
-"""
+"""What this machine can do, and what training takes of it: frozen into the manifest when it begins."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from shenhong.train.settings import TrainSettings
-
-CLEARLY = 0.9  # a setting must be this much faster to displace the usual one: trials are noisy
 
 
 def cores() -> int:
@@ -51,48 +43,17 @@ def describe() -> dict[str, Any]:
     }
 
 
-def choose(
-    settings: TrainSettings, timed: Callable[[int, torch.dtype, bool], float], processes: int = 1
-) -> dict[str, Any]:
-    """Pick threads, dtype and kernels: ``timed(threads, dtype, kernels)`` gives seconds of a trial step.
+def choose(settings: TrainSettings, processes: int = 1) -> dict[str, Any]:
+    """Threads of each process, dtype of matrix products, and whether fused kernels are wanted.
 
-    Greedy, one setting after another, starting from what is usually best; a setting the recipe fixes is
-    not measured. Returns the choice and every measurement it rests on.
+    By rule and never by a timing, which would choose otherwise on a busy machine and train another model: all cores, in
+    bfloat16 where the CPU multiplies it, with the kernels. What the settings name is taken instead.
     """
-    wanted = settings.dtype
-    dtypes = [torch.bfloat16, torch.float32] if fast_bfloat16() else [torch.float32]
-    if wanted != "auto":
-        dtypes = [getattr(torch, wanted)]
-    most = max(1, cores() // processes)
-    threads = [most, *(n for n in (1, 2, 4, 8, 16, 32) if n < most)]
-    if settings.threads != "auto":
-        threads = [settings.threads]
-    kernels = [True, False] if settings.kernels == "auto" else [settings.kernels]
-    trials: dict[tuple[int, torch.dtype, bool], float] = {}
-
-    def seconds(*key: Any) -> float:
-        if key not in trials:
-            trials[key] = timed(*key)
-        return trials[key]
-
-    best = (threads[0], dtypes[0], kernels[0])
-    choices: tuple[list[Any], ...] = (threads, dtypes, kernels)
-    for place, values in enumerate(choices):
-        for value in values[1:]:
-            other = (*best[:place], value, *best[place + 1 :])
-            if seconds(*other) < CLEARLY * seconds(*best):
-                best = other
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if fast_bfloat16() else "float32"
     return {
-        "threads": best[0],
-        "dtype": str(best[1]).removeprefix("torch."),
-        "kernels": best[2],
-        "trials": [
-            {
-                "threads": t,
-                "dtype": str(d).removeprefix("torch."),
-                "kernels": k,
-                "seconds": round(s, 4),
-            }
-            for (t, d, k), s in trials.items()
-        ],
+        "threads": max(1, cores() // processes) if settings.threads == "auto" else settings.threads,
+        "dtype": dtype,
+        "kernels": settings.kernels in ("auto", True),
     }

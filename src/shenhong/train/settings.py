@@ -71,16 +71,30 @@ class TrainSettings(BaseModel):
         "auto", description="of matrix products; weights and optimizer stay float32"
     )
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="of each process; auto: measured when the run begins"
+        "auto", description="of each process; auto: all cores"
     )
     kernels: bool | Literal["auto"] = Field(
         "auto", description="fused CPU kernels, where they compile and match"
     )
     checkpoint_seconds: float = Field(60.0, gt=0, description="time between checkpoints")
     valid_every: float = Field(
-        0.1, gt=0, le=1, description="share of steps between validations on held-out text"
+        0.1,
+        gt=0,
+        le=1,
+        description="share of steps between validations on held-out text; a planned training takes fewer where they are dear",
     )
-    valid_rows: int = Field(32, ge=1, description="rows of held-out text in a validation")
+    valid_tokens: int = Field(
+        20_000,
+        ge=16,
+        description="tokens of held-out text in a validation, where there are as many",
+    )
+    valid_rows: int | None = Field(
+        None, ge=1, description="rows of held-out text in a validation; absent: by valid_tokens"
+    )
+    epochs: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="how often a planned training may read the text; auto: as long as it helps",
+    )
     spike: float = Field(
         2.0, gt=0, description="nats per token above the running mean that stop the run"
     )
