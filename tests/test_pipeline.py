@@ -438,3 +438,37 @@ def test_a_number_that_is_none_stops_the_run_before_it_is_saved(
     monkeypatch.undo()
     assert main(["train", str(run), "--until", "model"]) == 0
     assert state(run / "model") == state(tiny.run / "model")
+
+
+# --------------------------------------------------------------------------- a recipe that is corrected
+
+
+def test_nothing_is_locked_before_a_stage_has_gone_by_it(
+    recipe: Path, tmp_path: Path, refused: Callable[..., str], capfd: Captured
+) -> None:
+    run = tmp_path / "run"
+    begin = ["train", str(recipe), "--run", str(run)]
+    # A path that is wrong, and then right.
+    refused(*begin, "--set", 'corpus.paths=["nowhere.jsonl"]', says=("no corpus file",))
+    assert main([*begin, "--until", "corpus"]) == 0
+    assert "goes on with the recipe as it is now (corpus.paths is" in capfd.readouterr().err
+    refined = digest(run / "corpus" / "train.parquet")
+    # A vocabulary that is too large for the text; what was refined stays.
+    refused(*begin, "--set", "tokenizer.vocab_size=500000", says=("vocab",))
+    assert main([*begin, "--until", "tokens"]) == 0
+    assert digest(run / "corpus" / "train.parquet") == refined
+    # A rate and a width, as long as nothing is trained with them.
+    changes = ["--set", "train.lr=0.5", "--set", "model.hidden_size=16", "--set", "name=again"]
+    assert main([*begin, *changes, "--until", "model"]) == 0
+    manifest = Run(run, write=False).manifest
+    assert manifest["name"] == "again"
+    # What went by it is another run.
+    refused(*begin, says=("model.hidden_size is 16 there, 32 here", "its stage train went by that"))
+    refused(
+        *begin,
+        *changes,
+        *("--set", "corpus.near_duplicate=1"),
+        says=("corpus.near_duplicate is 0.6 there, 1.0 here", "its stage corpus"),
+    )
+    assert main([*begin, *changes, "--set", "evaluate.titles=2"]) == 0
+    refused(*begin, *changes, says=("evaluate.titles is 2 there, 4 here", "its stage evaluate"))

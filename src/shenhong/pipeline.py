@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def run(
             opened = Run(path, create=True) if mesh.leads else None
             context = Context(recipe, Path(path), mesh, opened, started)
             if opened:
-                _freeze(opened, recipe, names)
+                _freeze(opened, recipe, names, context.say)
                 _heed_sources(context, opened, stages)
         for number, stage in enumerate(stages, 1):
             done = mesh.share(stage.done(opened) if opened else None)
@@ -128,29 +128,52 @@ def _perform(context: Context, stage: Stage) -> None:
     give_back()
 
 
-def _freeze(run: Run, recipe: Recipe, names: list[str]) -> None:
-    """The run keeps its own copy; another recipe for the same folder is refused, naming what differs."""
+def _freeze(run: Run, recipe: Recipe, names: list[str], say: Callable[[str], None]) -> None:
+    """The run keeps its own copy. Another recipe for the same folder is taken where nothing that was done says otherwise.
+
+    Error: RunError naming what differs from what finished stages went by.
+    """
     file = run.path / "recipe.toml"
     if not file.exists():
-        # The manifest first: it is what makes the folder a run, so a kill in between is mended here.
-        run.manifest.update(name=recipe.name, seed=recipe.seed, shenhong=__version__, plan=names)
-        run.manifest["domain"] = domain_of(recipe).name
-        own_code.record(run, recipe)
-        run.save()
-        atomic_write(file, recipe.dump(run.path))
+        _record(run, recipe, names)
         return
     frozen = own_code.load_frozen(run.path, run_code=False)
-    ours, theirs = _flat(recipe.model_dump(mode="json")), _flat(frozen.model_dump(mode="json"))
-    differing = [
-        f"{key} is {theirs.get(key)} there, {ours.get(key)} here"
-        for key in ours
-        if ours[key] != theirs.get(key)
-    ]
+    theirs, ours = _flat(frozen.model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
+    # Where both are None, one of them may not have the key.
+    differing = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
+    changes = [f"{key} is {theirs.get(key)} there, {ours.get(key)} here" for key in differing]
+    more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+    begun = [stage for stage in plan(frozen) if stage.begun(run)]
+    for number, key in enumerate(differing):
+        for stage in begun:
+            if _follows(stage, key):
+                raise RunError(
+                    f"{run.path} was begun with another recipe ({changes[number]}{more}), and its stage {stage.name} went by that; choose another --run folder, or continue it with 'shenhong train {run.path}'"
+                )
     if differing:
-        raise RunError(
-            f"{run.path} was begun with another recipe ({differing[0]}{f' and {len(differing) - 1} more' if len(differing) > 1 else ''}); choose another --run folder, or continue it with 'shenhong train {run.path}'"
-        )
+        say(f"{run.path} goes on with the recipe as it is now ({changes[0]}{more})")
+        for stage in plan(frozen):  # what was planned and not begun is planned anew
+            if stage.trains and not stage.begun(run):
+                run.manifest.pop(stage.name, None)
+        if not any(stage.trains for stage in begun):
+            run.manifest.pop("machine", None)
+        _record(run, recipe, names)
+        run.event("recipe", changes=changes)
+    else:
+        own_code.record(run, recipe)
+
+
+def _record(run: Run, recipe: Recipe, names: list[str]) -> None:
+    # The manifest first: it is what makes the folder a run, so a kill in between is mended when it goes on.
+    run.manifest.update(name=recipe.name, seed=recipe.seed, shenhong=__version__, plan=names)
+    run.manifest["domain"] = domain_of(recipe).name
     own_code.record(run, recipe)
+    run.save()
+    atomic_write(run.path / "recipe.toml", recipe.dump(run.path))
+
+
+def _follows(stage: Stage, key: str) -> bool:
+    return any(key == table or key.startswith(f"{table}.") for table in stage.follows)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

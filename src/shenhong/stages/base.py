@@ -46,7 +46,10 @@ class Stage:
     name      in the manifest, in events and on the screen
     output    what it makes, relative to the run; the stage counts as done only while that exists
     reads     names of the stages whose outputs it reads
+    follows   keys and tables of the recipe that it goes by: once it has something to show, they stay as they are
     """
+
+    follows: ClassVar[tuple[str, ...]] = ("steps",)
 
     parallel: ClassVar[bool] = False  # whether every process takes part, or the leader alone
     trains: ClassVar[bool] = False  # whether what it reads must stay as it was once it has started
@@ -61,6 +64,10 @@ class Stage:
     def done(self, run: Run) -> bool:
         """Whether it is finished and what it made is still there."""
         return run.done(self.name) and self.present(run)
+
+    def begun(self, run: Run) -> bool:
+        """Whether there is something of it, so that a recipe that says otherwise is of another run."""
+        return run.done(self.name)
 
     def made(self, run: Run) -> bool:
         """Whether its output is there."""

@@ -10,6 +10,8 @@ from shenhong.stages.base import Context, Stage
 
 
 class Corpus(Stage):
+    follows = ("corpus", "seed", "steps")
+
     def __init__(self, name: str, output: Path, settings: CorpusSettings) -> None:
         super().__init__(name, output)
         self.settings = settings

@@ -16,6 +16,8 @@ from shenhong.stages.pretrain import Pretrain
 
 
 class Evaluate(Stage):
+    follows = ("evaluate", "seed", "steps")
+
     def __init__(self, last: Step) -> None:
         super().__init__("evaluate", Path("evaluation.json"), (last.made_by,))
         self.last = last

@@ -70,11 +70,17 @@ class Pretrain(Step):
 
 class Train(Stage):
     parallel = trains = True
+    follows = ("train", "model", "init", "seed", "minutes", "reserve_seconds", "steps")
 
     def __init__(self, step: Pretrain) -> None:
         reads = (step.named("tokens"), *((step.before.made_by,) if step.before else ()))
         super().__init__(step.named("train"), step.folder / "checkpoints", reads)
         self.step = step
+
+    def begun(self, run: Run) -> bool:
+        from shenhong.train import checkpoint
+
+        return super().begun(run) or bool(checkpoint.saved(run.path / self.output))
 
     def present(self, run: Run) -> bool:
         """Checkpoints are needed until the finished model is there."""

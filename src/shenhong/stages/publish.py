@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 
 class Publish(Stage):
+    follows = ()
+
     def __init__(self, name: str, output: Path, train: Stage) -> None:
         super().__init__(name, output, (train.name,))
         self.train = train

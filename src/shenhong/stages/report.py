@@ -9,6 +9,8 @@ from shenhong.stages.base import Context, Stage, Step
 
 
 class Report(Stage):
+    follows = ()
+
     def __init__(self, last: Step) -> None:
         super().__init__("report", Path("report.html"), ("evaluate",))
         self.last = last

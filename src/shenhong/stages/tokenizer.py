@@ -9,6 +9,8 @@ from shenhong.stages.base import Context, Stage
 
 
 class Tokenizer(Stage):
+    follows = ("tokenizer", "init", "corpus.simplify")
+
     def __init__(self) -> None:
         super().__init__("tokenizer", Path("tokenizer"), ("corpus",))
 

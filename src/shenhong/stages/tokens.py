@@ -9,6 +9,8 @@ from shenhong.stages.base import Context, Stage
 
 
 class Tokens(Stage):
+    follows = ("train.sequence_length", "steps")
+
     def __init__(self, name: str, output: Path, corpus: Stage, sequence_length: int) -> None:
         super().__init__(name, output, (corpus.name, "tokenizer"))
         self.corpus, self.sequence_length = corpus, sequence_length
