@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from shenhong.chat.template import Template
 from shenhong.cli.main import main
-from shenhong.engine import Sampling
+from shenhong.engine import Constraint, Request, Sampling
 from shenhong.engine.text import TextStream, token_bytes
 from shenhong.errors import ModelError
 from shenhong.llm import LLM
@@ -142,6 +142,30 @@ def test_the_verbs_open_it(folder, capsys):
     numbers = sum(parameter.numel() for parameter in source.decoder().parameters())
     assert parameters(source.config).total == facts["parameters"] == numbers
     assert cache_numbers(source.config) == (2 * 2 * 8, 2 * 4 * 8)
+
+
+def test_rows_beyond_the_tokens_are_padding(folder, tmp_path):
+    """DeepSeek-V2 has 100,015 tokens and 102,400 rows."""
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    model = LlamaForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(322 + 2385, mean_resizing=False)
+    with torch.no_grad():
+        for rows in (model.model.embed_tokens.weight, model.lm_head.weight):
+            rows[322:] = 0
+    model.save_pretrained(tmp_path)
+    with LLM(tmp_path) as llm:
+        assert llm.engine.config.vocab_size == 2707 and llm.tokenizer.vocab_size == 322
+        prompt = llm.tokenizer.encode("The 13 foxes")
+        greedy = Sampling(temperature=0)
+        answer = llm.engine.generate([prompt], 20, sampling=greedy)[0].tokens
+        ids = torch.tensor([prompt])
+        every = torch.ones_like(ids)
+        said = model.generate(ids, attention_mask=every, max_new_tokens=20, do_sample=False)
+        said = said[0, len(prompt) :].tolist()
+        assert answer == [token for token in said if token not in (1, 3)]
+        choice = Request(prompt, 20, greedy, constraint=Constraint("choice", '["fox", "dog"]'))
+        assert "".join(event.text for event in llm.engine.follow(choice)) in ("fox", "dog")
 
 
 def test_a_tokenizer_that_is_larger_than_the_embedding_is_refused(folder, tmp_path):

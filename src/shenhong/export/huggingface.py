@@ -44,8 +44,6 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 SHARD_BYTES = 4_000_000_000
-# Embeddings may be padded past the tokenizer (DeepSeek-V3 pads by 465), but not by this much.
-PADDING = 512
 # What grouped-query attention rotates; in latent attention the pairs are neighbours on disk too.
 _HALVES = re.compile(r"self_attn\.(q_proj|k_proj|q_norm|k_norm)\.(weight|bias)$")
 # What is stored in FP8: the layers' matrices, but not the routers (mlp.gate) and not the MTP layer's eh_proj.
@@ -286,7 +284,10 @@ def _check(expected: dict[str, Entry], stored: dict[str, Stored], folder: Path) 
 
 
 def check_tokenizer(folder: Path, vocab_size: int) -> None:
-    """``ModelError`` where tokenizer.json in ``folder`` does not go with embeddings of ``vocab_size`` rows."""
+    """``ModelError`` where tokenizer.json in ``folder`` has tokens beyond embeddings of ``vocab_size`` rows.
+
+    Rows beyond the tokens are padding: DeepSeek-V3 has 465 of them, DeepSeek-V2 2,385.
+    """
     path = folder / "tokenizer.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -297,8 +298,8 @@ def check_tokenizer(folder: Path, vocab_size: int) -> None:
         raise ModelError(f"{path} is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} is no tokenizer ({error}); copy the model folder again") from None
-    if not size <= vocab_size < size + PADDING:
+    if size > vocab_size:
         raise ModelError(
-            f"{path} has {size} tokens, but the model's embeddings have {vocab_size}: "
+            f"{path} has {size} tokens, but the model's embeddings only {vocab_size} rows: "
             "tokenizer and model are of different runs"
         )
