@@ -78,9 +78,7 @@ def test_each_head_of_grouped_queries_is_one_matrix(heads, shared, more, muon):
     parameters = dict(model.named_parameters())
     before = {name: p.detach().clone() for name, p in parameters.items()}
     for seed, parameter in enumerate(parameters.values()):
-        parameter.grad = torch.randn(
-            parameter.shape, generator=torch.Generator().manual_seed(seed)
-        )
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
     optimizer(model, muon=muon, weight_decay=0.0).step(0.02, 0.001)
     for part, count in (("q", heads), ("k", shared), ("v", shared)):
         name = f"model.layers.0.self_attn.{part}_proj.weight"

@@ -32,6 +32,7 @@ from shenhong.model.hf_config import FP8, read_config, to_hf
 from shenhong.model.rope import half_split, interleaved
 from shenhong.numerics.formats import fp8
 from shenhong.runs.files import atomic_folder
+from shenhong.tokenizer.tokenizer import ends_of, read_object
 
 log = logging.getLogger("shenhong.export")
 
@@ -43,9 +44,10 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+GENERATION = "generation_config.json"
 SHARD_BYTES = 4_000_000_000
 # What grouped-query attention rotates; in latent attention the pairs are neighbours on disk too.
-_HALVES = re.compile(r"self_attn\.(q_proj|k_proj|q_norm|k_norm)\.(weight|bias)$")
+HALVES = re.compile(r"self_attn\.(q_proj|k_proj|q_norm|k_norm)\.(weight|bias)$")
 # What is stored in FP8: the layers' matrices, but not the routers (mlp.gate) and not the MTP layer's eh_proj.
 _EIGHT_BITS = re.compile(r"\.(self_attn|mlp)\..*_proj(_with_mqa)?\.weight$")
 SCALES = "_scale_inv"  # behind a matrix's name
@@ -78,7 +80,7 @@ def entries(decoder: Decoder) -> Iterator[Entry]:
                 yield Entry(f"{name.removesuffix('down_proj')}{e}.down_proj.weight", expert)
         else:
             exact = name.endswith("e_score_correction_bias")
-            halves = config.head_dim if _HALVES.search(name) else 0
+            halves = config.head_dim if HALVES.search(name) else 0
             yield Entry(name, tensor, exact=exact, halves=halves)
     if config.num_nextn_predict_layers:
         stem = f"model.layers.{config.num_hidden_layers}."
@@ -96,12 +98,11 @@ def save_model(
     tokenizer: str | Path | None = None,
     *,
     dtype: Precision = "float32",
-    generation: dict[str, Any] | None = None,
 ) -> Path:
     """Writes ``folder`` whole or not at all and returns it.
 
-    ``tokenizer``: the folder whose tokenizer files are copied. ``generation``: further fields of
-    generation_config.json (temperature, ...). The same decoder always gives the same bytes.
+    ``tokenizer``: the folder whose tokenizer files are copied, and what it says of how answers end and are sampled. The
+    same decoder always gives the same bytes.
     """
     folder, config = Path(folder), decoder.config
     values = to_hf(config, "float32" if dtype == "float32" else "bfloat16")
@@ -114,23 +115,32 @@ def save_model(
         if whole:
             log.warning("%d matrices do not divide into blocks and stay bfloat16", len(whole))
         values["quantization_config"] = FP8 | ({"modules_to_not_convert": whole} if whole else {})
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    said = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    said |= generation or {}
+    said = generation(config, Path(tokenizer) if tokenizer is not None else None)
     copied: list[Path] = []
     if tokenizer is not None:
         check_tokenizer(Path(tokenizer), config.vocab_size)
         copied = [Path(tokenizer) / name for name in TOKENIZER_FILES]
     with atomic_folder(folder) as new:
         (new / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        (new / "generation_config.json").write_text(
-            json.dumps(said, indent=2) + "\n", encoding="utf-8"
-        )
+        (new / GENERATION).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
         _write_tensors(decoder, new, dtype)
         for path in copied:
             if path.exists():
                 shutil.copyfile(path, new / path.name)
     return folder
+
+
+def generation(config: ModelConfig, folder: Path | None) -> dict[str, Any]:
+    """What generation_config.json says in ``folder``; without one the special tokens and all ends of its config.json.
+
+    Error: ModelError where it is damaged.
+    """
+    if folder is not None and (said := read_object(folder / GENERATION)):
+        return said
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    said = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    ends = ends_of(folder) if folder is not None else ()
+    return said | ({"eos_token_id": list(ends)} if len(ends) > 1 else {})
 
 
 def _in_eight_bits(entry: Entry) -> bool:
@@ -189,15 +199,7 @@ def load_model(folder: str | Path, compute_dtype: torch.dtype = torch.float32) -
     A multi-token-prediction layer that config.json names and the files lack is left out, and the log says so.
     """
     folder = Path(folder)
-    config = read_shape(folder)
-    if (folder / "tokenizer.json").exists():
-        check_tokenizer(folder, config.vocab_size)
-    stored = shards.headers(folder)
-    for name in _experts(config):  # first, for config.json may name billions
-        if name not in stored:
-            raise _missing([name], folder)
-    with torch.device("meta"):
-        _check(_expected(Decoder(config, seed=None)), stored, folder)
+    config, stored = check_model(folder)
     decoder = Decoder(config, seed=None, compute_dtype=compute_dtype)
     expected = _expected(decoder)
     scales = {
@@ -217,6 +219,20 @@ def load_model(folder: str | Path, compute_dtype: torch.dtype = torch.float32) -
         elif not torch.equal(entry.view, tensor.to(entry.view.dtype)):
             raise ModelError(f"{folder}: {name} differs from the trunk's; it must be a copy")
     return decoder
+
+
+def check_model(folder: Path) -> tuple[ModelConfig, dict[str, Stored]]:
+    """The shape and the headers of a folder whose every tensor fits; nothing is allocated. Error: ModelError."""
+    config = read_shape(folder)
+    if (folder / "tokenizer.json").exists():
+        check_tokenizer(folder, config.vocab_size)
+    stored = shards.headers(folder)
+    for name in _experts(config):  # first, for config.json may name billions
+        if name not in stored:
+            raise _missing([name], folder)
+    with torch.device("meta"):
+        _check(_expected(Decoder(config, seed=None)), stored, folder)
+    return config, stored
 
 
 def read_shape(folder: Path) -> ModelConfig:

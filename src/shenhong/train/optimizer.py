@@ -23,7 +23,6 @@ import torch
 from shenhong.model.config import ModelConfig
 from shenhong.numerics.muon import decayed_add_, nesterov_, newton_schulz
 
-
 _OF_HEADS = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
 
 
