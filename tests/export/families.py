@@ -82,6 +82,7 @@ def family(kind: str, folder: Path, **changes):
             "tie_word_embeddings": kind == "llama",
             "bos_token_id": 1,
             "eos_token_id": 2,
+            "pad_token_id": 2,
             "attn_implementation": "eager",
             **({} if kind == "qwen2" else {"head_dim": width}),
             **changes,

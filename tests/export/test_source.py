@@ -7,8 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shenhong.cli.main import main
+from shenhong.engine import Sampling
 from shenhong.export import load_model, save_folder, save_gguf
 from shenhong.export.source import open_source
+from shenhong.serve.sampling import defaults_of
 from tests.export.families import ENDS, FAMILIES, TEXT, family, generation
 from tests.export.test_grouped_queries import close, logits_of
 
@@ -113,3 +115,10 @@ def test_a_folder_written_again_keeps_its_defaults(tmp_path):
     family("qwen2", tmp_path / "theirs")
     save_folder(tmp_path / "theirs", tmp_path / "again")
     assert generation(tmp_path / "again") == generation(tmp_path / "theirs")
+    file = save_gguf(tmp_path / "theirs", tmp_path / "m.gguf").path
+    save_folder(file, tmp_path / "from file")
+    said = generation(tmp_path / "theirs")
+    assert generation(tmp_path / "from file") == said | {"eos_token_id": sorted(ENDS)}
+    assert defaults_of(file) == defaults_of(tmp_path / "theirs") == Sampling(0.6, 20, 0.95)
+    (tmp_path / "theirs" / "generation_config.json").write_text('{"do_sample": false}')
+    assert defaults_of(save_gguf(tmp_path / "theirs", file).path) == Sampling(0)

@@ -17,6 +17,7 @@ import torch
 
 from shenhong.errors import ModelError, UsageError
 from shenhong.export import deepseek2, grouped
+from shenhong.export.gguf_sampling import add_sampling
 from shenhong.export.gguf_tokenizer import name_of_splits
 from shenhong.export.huggingface import Entry
 from shenhong.export.source import Source, open_source
@@ -166,7 +167,7 @@ def _splits(source: Source) -> str:
 def _add_tokenizer(
     writer: gguf.GGUFWriter, source: Source, config: ModelConfig, splits: str, notes: list[str]
 ) -> None:
-    """Byte-level BPE as "gpt2" with a pre-tokenizer by name, special ids and the chat template."""
+    """Byte-level BPE as "gpt2" with a pre-tokenizer by name, special ids, the chat template and how it is sampled."""
     tokenizer = source.tokenizer
     values = json.loads(tokenizer.backend.to_str())
     # Embeddings past the tokenizer's end have no text.
@@ -182,13 +183,16 @@ def _add_tokenizer(
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([" ".join(pair) for pair in values["model"]["merges"]])
-    # The one that ends what the tokenizer's own texts end with comes first.
-    eos = config.eos_token_id if tokenizer.special.eos is None else tokenizer.eos_id
+    # What the tokenizer says of them goes before config.json, as in llama.cpp's own converter.
+    special = tokenizer.special
+    bos = config.bos_token_id if special.bos is None else tokenizer.bos_id
+    eos = config.eos_token_id if special.eos is None else tokenizer.eos_id
+    pad = config.pad_token_id if special.pad is None else tokenizer.pad_id
     others = sorted(tokenizer.ends - {eos})
     named = [
-        (config.bos_token_id, writer.add_bos_token_id),
+        (bos, writer.add_bos_token_id),
         (eos, writer.add_eos_token_id),
-        (config.pad_token_id, writer.add_pad_token_id),
+        (pad, writer.add_pad_token_id),
         *zip(others, (writer.add_eot_token_id, writer.add_eom_token_id), strict=False),
     ]
     for number, add in named:
@@ -196,7 +200,8 @@ def _add_tokenizer(
             add(number)
     if len(others) > 2:
         notes.append(f"{len(others) + 1} tokens end an answer: a GGUF file names three of them")
-    writer.add_add_bos_token(tokenizer.special.begins)
+    writer.add_add_bos_token(special.begins)
     writer.add_add_eos_token(False)
-    if tokenizer.special.template is not None:
-        writer.add_chat_template(tokenizer.special.template)
+    add_sampling(writer, source.generation(config))
+    if special.template is not None:
+        writer.add_chat_template(special.template)

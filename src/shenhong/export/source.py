@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shenhong.export import shards
 from shenhong.export.gguf_file import open_gguf
 from shenhong.export.gguf_model import check_gguf, gguf_config, load_gguf
+from shenhong.export.gguf_sampling import sampling_of
 from shenhong.export.gguf_tokenizer import gguf_tokenizer
-from shenhong.export.huggingface import TOKENIZER_FILES, check_model, load_model
+from shenhong.export.huggingface import (
+    GENERATION,
+    TOKENIZER_FILES,
+    check_model,
+    generation,
+    load_model,
+)
 from shenhong.model import Decoder, ModelConfig
 from shenhong.model.hf_config import read_config
 from shenhong.tokenizer import Tokenizer
@@ -41,14 +49,24 @@ class Source(NamedTuple):
         """The files that hold them."""
         return [self.path] if is_gguf(self.path) else shards.tensor_files(self.path)
 
+    def generation(self, config: ModelConfig) -> dict[str, Any]:
+        """How an answer ends and is sampled, as generation_config.json says it. Error: ModelError."""
+        if not is_gguf(self.path):
+            return generation(config, self.path)
+        ends = sorted(self.tokenizer.ends)
+        said = generation(config, None) | ({"eos_token_id": ends} if len(ends) > 1 else {})
+        return said | sampling_of(open_gguf(self.path))
+
     def write_tokenizer(self, folder: Path) -> None:
-        """The tokenizer with all that says how the model is asked, ends and is sampled, as files of a folder."""
+        """The tokenizer, and how the model is asked, ends and is sampled, as files of a folder."""
         if is_gguf(self.path):
             self.tokenizer.save(folder)
-            return
-        for name in TOKENIZER_FILES:
-            if (self.path / name).exists():
-                shutil.copyfile(self.path / name, folder / name)
+        else:
+            for name in TOKENIZER_FILES:
+                if (self.path / name).exists():
+                    shutil.copyfile(self.path / name, folder / name)
+        said = json.dumps(self.generation(self.config), indent=2) + "\n"
+        (folder / GENERATION).write_text(said, encoding="utf-8")
 
     @contextlib.contextmanager
     def tokenizer_folder(self) -> Iterator[Path]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from shenhong.errors import ModelError, RecipeError, RunError
-from shenhong.export.huggingface import GENERATION, generation
+from shenhong.export.huggingface import GENERATION
 from shenhong.export.source import Source
 from shenhong.model import ModelConfig
 from shenhong.model.hf_config import read_config, to_hf
@@ -57,9 +57,8 @@ def take_over(recipe: Recipe, folder: Path) -> dict[str, Any]:
     source, config = looked_at(recipe)
     source.write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps(to_hf(config)), encoding="utf-8")
-    with source.tokenizer_folder() as original:
-        said = generation(config, original)
-    ends, eos = said.get("eos_token_id"), source.tokenizer.eos_id
+    said, eos = source.generation(config), source.tokenizer.eos_id
+    ends = said.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
     if eos not in ends:  # what documents will end with
         said["eos_token_id"] = [*ends, eos]

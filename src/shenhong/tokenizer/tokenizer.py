@@ -226,8 +226,8 @@ class Tokenizer:
             return cls(backend, bool(config.get("simplify")), _special(folder, backend, config))
 
     def save(self, folder: Path) -> None:
-        """tokenizer.json, tokenizer_config.json, chat_template.jinja and generation_config.json, as transformers reads them;
-        the last two where there is a template and where an answer has more than one end.
+        """tokenizer.json, tokenizer_config.json and, where there is a template, chat_template.jinja, as transformers reads
+        them.
 
         Error: OSError when the disk is full; callers write the folder whole or not at all.
         """
@@ -248,9 +248,6 @@ class Tokenizer:
         if self.simplify:
             config["simplify"] = True
         contents["tokenizer_config.json"] = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
-        if special.ends:
-            said = {"eos_token_id": sorted(self.ends)}
-            contents["generation_config.json"] = json.dumps(said, indent=2) + "\n"
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             (folder / name).write_text(content, encoding="utf-8")
