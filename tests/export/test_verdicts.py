@@ -86,6 +86,7 @@ def test_each_requirement_is_told_by_what_breaks_it(engine, changes, opens, word
         ({}, None),
         ({"qk_norm": True, "rope_scaling": Yarn(4.0, 64, mscale=0.0, mscale_all_dim=0.0)}, None),
         ({"rope_scaling": Yarn(4.0, 64)}, "mscale"),
+        ({"rope_scaling": Yarn(4.0, 64, mscale=0.0, attention_factor=1.2)}, "attention_factor"),
         ({"rope_scaling": Llama3Rope(8.0, 64, 1.0, 4.0)}, None),
         ({"rope_scaling": Llama3Rope(8.0, 64, 1.0, 4.0), "qk_norm": True}, "in llama alone"),
         ({"qkv_bias": True}, "here 4 of 64 in 64"),

@@ -61,8 +61,10 @@ def _yarn_of_llama_cpp(config: ModelConfig) -> bool:
     yarn = config.rope_scaling
     if not isinstance(yarn, Yarn):
         return True
-    same = yarn.mscale == yarn.mscale_all_dim != 0 if _mla(config) else not yarn.mscale
-    return same and (yarn.beta_fast, yarn.beta_slow) == (32.0, 1.0)
+    scales = (yarn.mscale, yarn.mscale_all_dim)
+    same = scales[0] == scales[1] != 0 if _mla(config) else not all(scales)
+    plain = yarn.attention_factor is None and yarn.truncate
+    return same and plain and (yarn.beta_fast, yarn.beta_slow) == (32.0, 1.0)
 
 
 def _is(config: ModelConfig, kind: str) -> bool:
@@ -219,8 +221,8 @@ _TABLE = [
         LLAMA_CPP,
         "refuses",
         _yarn_of_llama_cpp,
-        "it knows YaRN only with beta_fast 32 and beta_slow 1, and with mscale = mscale_all_dim in latent attention or "
-        "neither in other",
+        "it knows YaRN only with beta_fast 32 and beta_slow 1, without attention_factor, truncated, and with mscale = "
+        "mscale_all_dim in latent attention, without one of them in other",
     ),
     Requirement(
         LLAMA_CPP,
