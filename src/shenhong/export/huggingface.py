@@ -31,7 +31,7 @@ from shenhong.model import Decoder, ModelConfig
 from shenhong.model.hf_config import FP8, read_config, to_hf
 from shenhong.model.rope import half_split, interleaved
 from shenhong.numerics.formats import fp8
-from shenhong.runs.files import atomic_folder
+from shenhong.runs.files import atomic_folder, pointer
 from shenhong.tokenizer.tokenizer import ends_of, read_object
 
 log = logging.getLogger("shenhong.export")
@@ -295,6 +295,11 @@ def _check(expected: dict[str, Entry], stored: dict[str, Stored], folder: Path) 
         if there.kind not in kinds:
             raise ModelError(f"{path}: tensor {name} is {there.kind}; expected {kind}")
     missing = [name for name, e in expected.items() if not e.is_copy and name not in stored]
+    if missing == ["lm_head.weight"]:
+        raise ModelError(
+            f"{folder} has no lm_head.weight, and its config.json does not say that the head is the embedding (transformers "
+            "would begin with a random head); if it is, set tie_word_embeddings to true there"
+        )
     if missing:
         raise _missing(missing, folder)
 
@@ -313,7 +318,9 @@ def check_tokenizer(folder: Path, vocab_size: int) -> None:
     except FileNotFoundError:
         raise ModelError(f"{path} is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{path} is no tokenizer ({error}); copy the model folder again") from None
+        raise ModelError(
+            pointer(path) or f"{path} is no tokenizer ({error}); copy the model folder again"
+        ) from None
     if size > vocab_size:
         raise ModelError(
             f"{path} has {size} tokens, but the model's embeddings only {vocab_size} rows: "

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from shenhong.errors import ModelError
 from shenhong.model.config import LinearRope, Llama3Rope, ModelConfig, RopeScaling, Yarn, check_type
+from shenhong.runs.files import pointer
 
 log = logging.getLogger("shenhong.model")
 
@@ -260,7 +261,9 @@ def read_config(path: str | Path) -> ModelConfig:
     except FileNotFoundError:
         raise ModelError(f"{path} is missing; give a finished model folder") from None
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON ({error}); copy the model folder again") from None
+        raise ModelError(
+            pointer(path) or f"{path} is not JSON ({error}); copy the model folder again"
+        ) from None
     if not isinstance(values, dict):
         raise ModelError(f"{path} is not a JSON object")
     return from_hf(values, str(path))

@@ -32,6 +32,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 from tokenizers import Tokenizer as _Backend
 
 from shenhong.errors import DataError, ModelError, RequestError
+from shenhong.runs.files import pointer
 from shenhong.tokenizer.normalise import IDEOGRAPH, normalise
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
@@ -370,14 +371,17 @@ class Tokenizer:
 
 @contextlib.contextmanager
 def whole(what: str, remedy: str) -> Iterator[None]:
-    """Turns whatever the library raises into a ModelError; where its Rust code panics that is no Exception."""
+    """Turns whatever the library raises into a ModelError; where its Rust code panics that is no Exception.
+
+    ``what`` is a file's path, or words.
+    """
     try:
         yield
     except (ModelError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise ModelError(f"{what} is damaged ({reason}); {remedy}") from None
+        raise ModelError(pointer(Path(what)) or f"{what} is damaged ({reason}); {remedy}") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:
