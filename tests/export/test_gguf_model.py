@@ -185,6 +185,7 @@ def test_llama_3_is_known_by_its_divisors(tmp_path):
         ({"attention.head_count": 0}, "at least 1"),
         ({"attention.head_count_kv": 5}, "must divide"),
         ({"expert_count": 8}, "experts"),
+        ({"vocab_size": 3}, r"is \[.*make it"),
         ({"rope.dimension_count": 2}, "differs"),
         ({"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0}, "longrope"),
         ({"rope.freq_base": float("nan")}, "rope"),

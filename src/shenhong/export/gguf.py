@@ -188,7 +188,7 @@ def _add_tokenizer(
     bos = config.bos_token_id if special.bos is None else tokenizer.bos_id
     eos = config.eos_token_id if special.eos is None else tokenizer.eos_id
     pad = config.pad_token_id if special.pad is None else tokenizer.pad_id
-    others = sorted(tokenizer.ends - {eos})
+    others = sorted(end for end in tokenizer.ends - {eos} if 0 <= end < len(tokens))
     named = [
         (bos, writer.add_bos_token_id),
         (eos, writer.add_eos_token_id),
@@ -200,6 +200,11 @@ def _add_tokenizer(
             add(number)
     if len(others) > 2:
         notes.append(f"{len(others) + 1} tokens end an answer: a GGUF file names three of them")
+    wide = [t["content"] for t in values["added_tokens"] if t["lstrip"] or t["rstrip"]]
+    if wide:
+        notes.append(
+            f"a GGUF file cannot say that {wide[0]!r} takes the spaces beside it ({len(wide)} such tokens)"
+        )
     writer.add_add_bos_token(special.begins)
     writer.add_add_eos_token(False)
     add_sampling(writer, source.generation(config))

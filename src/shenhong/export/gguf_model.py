@@ -91,6 +91,10 @@ def gguf_config(file: GgufFile) -> ModelConfig:
             "rope_theta": fields.number("rope.freq_base", 10000.0),
             "tie_word_embeddings": "output.weight" not in file.tensors,
         }
+        if isinstance(tokens, list) and len(tokens) > common["vocab_size"]:
+            raise ModelError(
+                f"{len(tokens)} tokens, but the model's embeddings have only {common['vocab_size']} rows"
+            )
         for name in ("bos", "eos", "padding"):
             token = fields.get(f"tokenizer.ggml.{name}_token_id", "int", None)
             common[f"{name.removesuffix('ding')}_token_id"] = token
@@ -182,7 +186,7 @@ def _llama3(fields: _Fields, width: int, common: dict[str, Any]) -> Llama3Rope |
     divisors = fields.file.read(grouped.FACTORS) if info.shape == (width // 2,) else torch.zeros(1)
     if float(divisors.min()) > 0.999:
         rope = dataclasses.replace(_LLAMA3, factor=round(float(divisors.max()), 3))
-        plain = common["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
+        plain = grouped.frequencies(common["rope_theta"], width)
         if torch.allclose(plain / divisors, llama3_frequencies(plain, rope), rtol=1e-3):
             return rope
     raise ModelError(

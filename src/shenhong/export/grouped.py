@@ -48,15 +48,14 @@ def metadata(config: ModelConfig) -> dict[str, str | int | float | bool]:
     return {f"{architecture}.{key}": value for key, value in values.items()}
 
 
-def frequencies(config: ModelConfig) -> Tensor:
-    """[head_dim / 2] of heads that nothing extends."""
-    width = config.head_dim
-    return config.rope_theta ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
+def frequencies(theta: float, width: int) -> Tensor:
+    """[width / 2] of heads that nothing extends."""
+    return theta ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
 
 
 def divisors(config: ModelConfig) -> Tensor | None:
     """[head_dim / 2] what Llama 3's extension divides each frequency by; None where there is none."""
     if not isinstance(config.rope_scaling, Llama3Rope):
         return None
-    plain = frequencies(config)
+    plain = frequencies(config.rope_theta, config.head_dim)
     return plain / llama3_frequencies(plain, config.rope_scaling)

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from shenhong.errors import ModelError, RecipeError, RunError
+from shenhong.errors import RecipeError, RunError
 from shenhong.export.huggingface import GENERATION
 from shenhong.export.source import Source
 from shenhong.model import ModelConfig
@@ -33,10 +33,6 @@ def looked_at(recipe: Recipe) -> tuple[Source, ModelConfig]:
     assert recipe.init is not None
     source = open_source(Path(recipe.init))
     config, tokenizer = source.check(), source.tokenizer
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ModelError(
-            f"init {source.path} has {tokenizer.vocab_size} tokens, but embeddings of only {config.vocab_size} rows"
-        )
     try:
         recipe.check_training(config)
         to_hf(config)  # as the new model will be saved
