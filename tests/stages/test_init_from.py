@@ -156,6 +156,7 @@ def test_a_foreign_model_learns_plain_documents(tiny: Tiny, tmp_path: Path) -> N
 def test_a_foreign_tokenizer_has_no_tokens_for_prompts(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="plain documents"):
         go_on(tiny, tmp_path, foreign(tmp_path), "train.balance=none", "train.sequence_length=64")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]  # nothing had begun
 
 
 @pytest.mark.parametrize(

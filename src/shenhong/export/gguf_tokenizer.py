@@ -138,12 +138,28 @@ def _built(file: GgufFile) -> Tokenizer:
     bos, eos, pad, eot, eom = (_token(file, tokens, key) for key in names)
     begins = file.metadata.get("tokenizer.ggml.add_bos_token", pre.begins)
     if begins is True and bos in vocabulary:
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, vocabulary[bos])]
-        )
+        backend.post_processor = _first(bos, vocabulary[bos])
     ends = [vocabulary[end] for end in dict.fromkeys((*_ENDS, eot, eom)) if end in vocabulary]
     template = _text(file, "tokenizer.chat_template")
     return Tokenizer(backend, special=Special(bos, eos, pad, begins is True, template, tuple(ends)))
+
+
+def _first(bos: str, number: int) -> processors.PostProcessor:
+    """Puts ``bos`` before a text, whatever it is called: the library's own way to say it gives ":" and "$" a meaning."""
+    name, text = (
+        {"SpecialToken": {"id": bos, "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    )
+    other = {"Sequence": {"id": "B", "type_id": 0}}
+    made = processors.TemplateProcessing()
+    state = {
+        "type": "TemplateProcessing",
+        "single": [name, text],
+        "pair": [name, text, name, other],
+        "special_tokens": {bos: {"id": bos, "ids": [number], "tokens": [bos]}},
+    }
+    made.__setstate__(json.dumps(state).encode())
+    return made
 
 
 def _text(file: GgufFile, key: str) -> str | None:

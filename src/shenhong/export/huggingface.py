@@ -200,6 +200,14 @@ def load_model(folder: str | Path, compute_dtype: torch.dtype = torch.float32) -
     """
     folder = Path(folder)
     config, stored = check_model(folder)
+    if (
+        config.num_nextn_predict_layers
+        < read_config(folder / "config.json").num_nextn_predict_layers
+    ):
+        log.warning(
+            "%s has no multi-token-prediction layer, though its config.json names one: opened without",
+            folder,
+        )
     decoder = Decoder(config, seed=None, compute_dtype=compute_dtype)
     expected = _expected(decoder)
     scales = {
@@ -241,10 +249,6 @@ def read_shape(folder: Path) -> ModelConfig:
     own = f"model.layers.{config.num_hidden_layers}."
     if not config.num_nextn_predict_layers or any(name.startswith(own) for name in stored):
         return config
-    log.warning(
-        "%s has no multi-token-prediction layer, though its config.json names one: opened without",
-        folder,
-    )
     return dataclasses.replace(config, num_nextn_predict_layers=0)
 
 

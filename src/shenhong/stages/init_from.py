@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from shenhong import domains
 from shenhong.errors import RecipeError, RunError
 from shenhong.export.huggingface import GENERATION
 from shenhong.export.source import Source
@@ -23,6 +24,11 @@ from shenhong.models import open_source
 from shenhong.recipe import Recipe
 from shenhong.runs.files import digest
 from shenhong.tokenizer import Tokenizer
+
+_NO_PROMPTS = (
+    "init: this model's tokenizer lacks the tokens that stand around a prompt; "
+    'train it on plain documents (corpus.kind = "text")'
+)
 
 
 def looked_at(recipe: Recipe) -> tuple[Source, ModelConfig]:
@@ -38,6 +44,9 @@ def looked_at(recipe: Recipe) -> tuple[Source, ModelConfig]:
         to_hf(config)  # as the new model will be saved
     except ValueError as error:
         raise RecipeError(f"init {source.path}: {error}") from None
+    kinds = {recipe.corpus.kind, *(step.corpus.kind for step in recipe.steps if step.corpus)}
+    if not tokenizer.own and any(domains.domain(kind).single_turn for kind in kinds):
+        raise RecipeError(_NO_PROMPTS)
     if tokenizer.own and tokenizer.simplify != recipe.corpus.simplify:
         raise RecipeError(
             f"init {source.path} learnt with corpus.simplify = {str(tokenizer.simplify).lower()}; set it so here too"
@@ -68,10 +77,7 @@ def check_prompts(corpus: Path, tokenizer: Tokenizer) -> None:
         return
     prompts = pq.read_table(corpus / "train.parquet", columns=["prompt"])["prompt"]
     if any(prompts.to_pylist()):
-        raise RecipeError(
-            "init: this model's tokenizer lacks the tokens that stand around a prompt; "
-            'train it on plain documents (corpus.kind = "text")'
-        )
+        raise RecipeError(_NO_PROMPTS)
 
 
 def architecture(run: Path) -> ModelConfig:
