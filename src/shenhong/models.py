@@ -5,44 +5,23 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from shenhong.errors import ModelError
-from shenhong.export import load_model, open_gguf
-from shenhong.export.gguf_model import gguf_config, load_gguf
-from shenhong.export.gguf_tokenizer import gguf_tokenizer
+from shenhong.export import open_gguf, source
 from shenhong.export.shards import headers
+from shenhong.export.source import Source, is_gguf
 from shenhong.export.verdicts import LLAMA_CPP, verdicts
-from shenhong.model import Decoder, ModelConfig
+from shenhong.model import ModelConfig
 from shenhong.model.counts import cache_numbers, forward_flops, parameters
-from shenhong.model.hf_config import FAMILIES, model_type, read_config
-from shenhong.tokenizer import Tokenizer
+from shenhong.model.hf_config import FAMILIES, model_type
 
 KEYS_SEEN = 64  # by a token on average, where a cost depends on it
 
 
-class Source(NamedTuple):
-    """A finished model on disk: its folder or its GGUF file, its shape and its tokenizer."""
-
-    path: Path
-    config: ModelConfig
-    tokenizer: Tokenizer
-
-    def decoder(self) -> Decoder:
-        return load_gguf(self.path) if is_gguf(self.path) else load_model(self.path)
-
-
-def is_gguf(path: Path) -> bool:
-    return path.suffix.lower() == ".gguf"
-
-
 def open_source(path: Path) -> Source:
-    """Reads all but the weights. Error: ModelError."""
-    place = folder_of(path)
-    if is_gguf(place):
-        file = open_gguf(place)
-        return Source(place, gguf_config(file), gguf_tokenizer(file))
-    return Source(place, read_config(place / "config.json"), Tokenizer.load(place))
+    """Reads all but the weights of what MODEL means. Error: ModelError."""
+    return source.open_source(folder_of(path))
 
 
 def folder_of(path: Path) -> Path:

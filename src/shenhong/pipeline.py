@@ -47,6 +47,9 @@ def run(
             opened = Run(path, create=True) if mesh.leads else None
             context = Context(recipe, Path(path), mesh, opened, started)
             if opened:
+                for stage in stages:
+                    if not stage.done(opened):
+                        stage.check(recipe)
                 _freeze(opened, recipe, names, context.say)
                 _heed_sources(context, opened, stages)
         for number, stage in enumerate(stages, 1):

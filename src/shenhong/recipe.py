@@ -129,7 +129,7 @@ class Recipe(Settings):
     init: str | None = Field(
         None,
         min_length=1,
-        description="a finished model whose training goes on: it brings tokenizer and shape, so [tokenizer] and [model] are absent",
+        description="a finished model whose training goes on, a run, a model folder or a GGUF file: it brings tokenizer and shape, so [tokenizer] and [model] are absent",
     )
     corpus: CorpusSettings
     tokenizer: TokenizerSettings = TokenizerSettings()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tokenizers import (
     AddedToken,
     decoders,
@@ -23,9 +24,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from shenhong.chat.template import Template
 from shenhong.cli.main import main
-from shenhong.engine import Sampling
+from shenhong.engine import Constraint, Request, Sampling
 from shenhong.engine.text import TextStream, token_bytes
 from shenhong.errors import ModelError
+from shenhong.export import save_folder, save_gguf
 from shenhong.llm import LLM
 from shenhong.model.counts import cache_numbers, parameters
 from shenhong.models import open_source
@@ -144,9 +146,80 @@ def test_the_verbs_open_it(folder, capsys):
     assert cache_numbers(source.config) == (2 * 2 * 8, 2 * 4 * 8)
 
 
-def test_a_tokenizer_that_is_larger_than_the_embedding_is_refused(folder, tmp_path):
+def copied(folder, to):
     for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+        (to / file.name).write_bytes(file.read_bytes())
+    return to
+
+
+def test_ends_that_only_config_json_lists_are_ends(folder, tmp_path):
+    (copied(folder, tmp_path) / "generation_config.json").unlink()
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert theirs.generation_config.eos_token_id == [1, 3]
+    assert Tokenizer.load(tmp_path).ends == {1, 3}
+    again = save_folder(tmp_path, tmp_path / "again").path
+    assert LlamaForCausalLM.from_pretrained(again).generation_config.eos_token_id == [1, 3]
+    assert open_source(save_gguf(tmp_path, tmp_path / "m.gguf").path).tokenizer.ends == {1, 3}
+    # Where there is a generation_config.json, transformers asks it alone.
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 3}')
+    assert LlamaForCausalLM.from_pretrained(tmp_path).generation_config.eos_token_id == 3
+
+
+POINTER = (
+    "version https://git-lfs.github.com/spec/v1\n"
+    "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 269060552\n"
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "tokenizer.json", "config.json", "generation_config.json"]
+)
+def test_a_pointer_of_git_lfs_is_called_one(folder, tmp_path, refused, name):
+    (copied(folder, tmp_path) / name).write_text(POINTER)
+    says = (f"{tmp_path / name} is a pointer of git-lfs", "git lfs pull")
+    refused("generate", tmp_path, "fox", says=says)
+    if name == "model.safetensors":
+        (tmp_path / "m.gguf").write_text(POINTER)
+        refused("info", tmp_path / "m.gguf", says=("m.gguf is a pointer of git-lfs",))
+
+
+def test_a_head_that_is_missing_is_said_with_the_cause(folder, tmp_path, refused):
+    weights = copied(folder, tmp_path) / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["lm_head.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    refused("generate", tmp_path, "fox", says=("no lm_head.weight", "set tie_word_embeddings"))
+    config = tmp_path / "config.json"
+    values = json.loads(config.read_text()) | {"tie_word_embeddings": True}
+    config.write_text(json.dumps(values))
+    assert main(["generate", str(tmp_path), "fox", "--max-tokens", "3"]) == 0
+
+
+def test_rows_beyond_the_tokens_are_padding(folder, tmp_path):
+    """DeepSeek-V2 has 100,015 tokens and 102,400 rows."""
+    copied(folder, tmp_path)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(322 + 2385, mean_resizing=False)
+    with torch.no_grad():
+        for rows in (model.model.embed_tokens.weight, model.lm_head.weight):
+            rows[322:] = 0
+    model.save_pretrained(tmp_path)
+    with LLM(tmp_path) as llm:
+        assert llm.engine.config.vocab_size == 2707 and llm.tokenizer.vocab_size == 322
+        prompt = llm.tokenizer.encode("The 13 foxes")
+        greedy = Sampling(temperature=0)
+        answer = llm.engine.generate([prompt], 20, sampling=greedy)[0].tokens
+        ids = torch.tensor([prompt])
+        every = torch.ones_like(ids)
+        said = model.generate(ids, attention_mask=every, max_new_tokens=20, do_sample=False)
+        said = said[0, len(prompt) :].tolist()
+        assert answer == [token for token in said if token not in (1, 3)]
+        choice = Request(prompt, 20, greedy, constraint=Constraint("choice", '["fox", "dog"]'))
+        assert "".join(event.text for event in llm.engine.follow(choice)) in ("fox", "dog")
+
+
+def test_a_tokenizer_that_is_larger_than_the_embedding_is_refused(folder, tmp_path):
+    copied(folder, tmp_path)
     values = json.loads((tmp_path / "tokenizer.json").read_text())
     values["added_tokens"].append(values["added_tokens"][0] | {"id": 384, "content": "<|more|>"})
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))

@@ -185,6 +185,7 @@ def test_llama_3_is_known_by_its_divisors(tmp_path):
         ({"attention.head_count": 0}, "at least 1"),
         ({"attention.head_count_kv": 5}, "must divide"),
         ({"expert_count": 8}, "experts"),
+        ({"vocab_size": 3}, r"is \[.*make it"),
         ({"rope.dimension_count": 2}, "differs"),
         ({"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0}, "longrope"),
         ({"rope.freq_base": float("nan")}, "rope"),
@@ -198,6 +199,21 @@ def test_a_file_that_does_not_fit_is_refused(extra, words, tmp_path):
     with pytest.raises(ModelError, match=words) as caught:
         load_gguf(path)
     assert "\n" not in str(caught.value) and "m.gguf" in str(caught.value)
+
+
+def test_more_tokens_than_rows_are_refused_and_fewer_are_padding(tmp_path):
+    kind, model = theirs(0)
+    file = open_gguf(as_gguf(tmp_path / "m.gguf", kind, model))
+    tensors = {name: file.read(name) for name in file.tensors}
+    values = {k.partition(".")[2]: v for k, v in file.metadata.items() if k.startswith(kind)}
+    for more, name in ((-9, "fewer.gguf"), (1, "more.gguf")):
+        names = [f"t{number}" for number in range(model.config.vocab_size + more)]
+        path = write(tmp_path / name, kind, values, tensors, lambda w, n=names: w.add_token_list(n))
+        if more < 0:
+            assert load_gguf(path).config.vocab_size == model.config.vocab_size
+            continue
+        with pytest.raises(ModelError, match=f"{len(names)} tokens, but .* only"):
+            load_gguf(path)
 
 
 def test_foreign_tensors_and_numbers_that_are_none_are_named(tmp_path):

@@ -211,15 +211,9 @@ def test_pickles_are_refused(saved):
         load_model(folder)
 
 
-@pytest.mark.parametrize("more", [1, -600])
-def test_a_tokenizer_of_another_size_is_refused(tmp_path, saved, more):
+def test_a_tokenizer_with_more_tokens_than_rows_is_refused(tmp_path, saved):
     folder, decoder = saved
-    size = decoder.config.vocab_size + more
-    if size < 1:
-        values = json.loads((folder / "config.json").read_text()) | {"vocab_size": 700}
-        (folder / "config.json").write_text(json.dumps(values))
-    else:
-        write_tokenizer(folder, size)
+    write_tokenizer(folder, decoder.config.vocab_size + 1)
     with pytest.raises(ModelError, match="different runs"):
         load_model(folder)
     with pytest.raises(ModelError, match="missing"):

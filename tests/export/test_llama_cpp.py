@@ -6,6 +6,7 @@ The same comparison on a trained model, with perplexity on held-out poems, is be
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,12 @@ from benchmarks.llama_cpp_parity import (
 )
 
 from shenhong.engine import Engine, Sampling
-from shenhong.export import save_gguf
+from shenhong.export import load_model, save_gguf
 from shenhong.model import Yarn
+from shenhong.tokenizer import Tokenizer
+from tests.export.families import FAMILIES, family
 from tests.export.folders import small_config, small_folder, small_tokenizer
+from tests.export.test_source import ROPES, YARN
 from tests.model.random_configs import random_tokens
 
 SOFTMAX = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False}
@@ -63,6 +67,27 @@ def test_logits_are_equal(tmp_path, name, multitoken):
     tokens = random_tokens(config, 1, 40).tolist()
     ours, theirs = our_logits(decoder, tokens), torch.from_numpy(their_logits(llama, tokens))
     assert (ours - theirs).abs().max() <= 1e-4 * ours.abs().max()
+
+
+@pytest.mark.parametrize(("kind", "rope"), [(k, r) for k in ROPES for r in ROPES[k]])
+def test_logits_of_grouped_queries_are_equal(kind, rope, tmp_path):
+    yarn = YARN if rope and rope["rope_type"] == "yarn" else {}
+    family(kind, tmp_path / "m", **({"rope_parameters": rope | yarn} if rope else {}))
+    llama = open_llama(save_gguf(tmp_path / "m", tmp_path / "m.gguf", 32).path)
+    decoder = load_model(tmp_path / "m")
+    tokens = random_tokens(decoder.config, 1, 100).tolist()
+    ours, theirs = our_logits(decoder, tokens), torch.from_numpy(their_logits(llama, tokens))
+    assert (ours - theirs).abs().max() <= 1e-4 * ours.abs().max()
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_their_tokens_are_those_of_the_folder(kind, tmp_path):
+    family(kind, tmp_path / "m")
+    path = save_gguf(tmp_path / "m", tmp_path / "m.gguf", 32).path
+    other = tokenized_otherwise(path, Tokenizer.load(tmp_path / "m"), 1000)
+    # llama.cpp composes no characters, in Qwen's own files neither.
+    assert not [text for text in other if unicodedata.is_normalized("NFC", text)]
+    assert kind != "llama" or not other
 
 
 def test_the_multi_token_layer_is_loaded_when_asked_for(tmp_path, model):

@@ -19,6 +19,7 @@ from shenhong.export.verdicts import (
     verdicts,
 )
 from shenhong.model import ModelConfig, Yarn
+from shenhong.model.config import Llama3Rope
 from shenhong.recipe import load
 from tests.export.folders import small_config, small_folder
 
@@ -79,9 +80,27 @@ def test_each_requirement_is_told_by_what_breaks_it(engine, changes, opens, word
         assert len(said.reasons) == 1 and words in said.reasons[0]
 
 
-def test_a_llama_is_not_written_as_gguf_and_its_heads_are_judged():
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"qk_norm": True, "rope_scaling": Yarn(4.0, 64, mscale=0.0, mscale_all_dim=0.0)}, None),
+        ({"rope_scaling": Yarn(4.0, 64)}, "mscale"),
+        ({"rope_scaling": Yarn(4.0, 64, mscale=0.0, attention_factor=1.2)}, "attention_factor"),
+        ({"rope_scaling": Llama3Rope(8.0, 64, 1.0, 4.0)}, None),
+        ({"rope_scaling": Llama3Rope(8.0, 64, 1.0, 4.0), "qk_norm": True}, "in llama alone"),
+        ({"qkv_bias": True}, "here 4 of 64 in 64"),
+        ({"qkv_bias": True, "head_dim": 16}, None),
+    ],
+)
+def test_grouped_queries_in_llama_cpp(changes, words):
+    said = verdict(LLAMA_CPP, ModelConfig(**(LLAMA | changes)))
+    assert said.opens == (words is None)
+    assert words is None or words in said.reasons[0]
+
+
+def test_the_heads_of_a_llama_are_judged():
     config = ModelConfig(**LLAMA)
-    assert not verdict(LLAMA_CPP, config).opens
     assert verdict(VLLM, config).opens and not verdict(VLLM, config).reasons
     odd = verdict(VLLM, ModelConfig(**(LLAMA | {"head_dim": 24})))
     assert odd.opens and "here 24" in odd.reasons[0]

@@ -27,6 +27,25 @@ CONFIG = ModelConfig(
 )
 
 
+# As in SmolLM2-135M and Llama 3: fewer heads of keys and values than of queries, or fewer by a factor that divides all.
+GROUPED = [(9, 3, {}), (32, 8, {"qkv_bias": True}), (32, 8, {"qk_norm": True})]
+
+
+def grouped(heads: int, shared: int, more: dict) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=64,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        first_k_dense_replace=1,
+        num_attention_heads=heads,
+        attention="gqa",
+        num_key_value_heads=shared,
+        head_dim=6,
+        **more,
+    )
+
+
 def optimizer(model: Decoder, **changes) -> Optimizer:
     settings = {
         "muon": True,
@@ -35,19 +54,41 @@ def optimizer(model: Decoder, **changes) -> Optimizer:
         "weight_decay": 0.1,
         "compute": torch.float32,
     }
-    return Optimizer(dict(model.named_parameters()), CONFIG, **{**settings, **changes})
+    return Optimizer(dict(model.named_parameters()), model.config, **{**settings, **changes})
 
 
-def test_matrix_views_cover_each_entry_of_a_matrix_once():
-    for name, parameter in Decoder(CONFIG).named_parameters():
+@pytest.mark.parametrize("config", [CONFIG, *(grouped(*shape) for shape in GROUPED)])
+def test_matrix_views_cover_each_entry_of_a_matrix_once(config):
+    for name, parameter in Decoder(config).named_parameters():
         marks = torch.zeros_like(parameter, requires_grad=False)
-        for piece in matrix_views(name, marks, CONFIG):
-            assert piece.ndim == 3
+        for piece in matrix_views(name, marks, config):
+            assert piece.ndim == 3 and piece.numel()
             piece.add_(1)  # a view: marks the entries of the parameter itself
         is_matrix = parameter.ndim > 1 and not any(
             p in name for p in ("embed", "lm_head", "gate.weight")
         )
         assert marks.eq(1 if is_matrix else 0).all(), name
+
+
+@pytest.mark.parametrize(("heads", "shared", "more"), GROUPED)
+@pytest.mark.parametrize("muon", [True, False])
+def test_each_head_of_grouped_queries_is_one_matrix(heads, shared, more, muon):
+    """A head's step is what it would be if there were no other."""
+    model = Decoder(grouped(heads, shared, more))
+    parameters = dict(model.named_parameters())
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    for seed, parameter in enumerate(parameters.values()):
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+    optimizer(model, muon=muon, weight_decay=0.0).step(0.02, 0.001)
+    for part, count in (("q", heads), ("k", shared), ("v", shared)):
+        name = f"model.layers.0.self_attn.{part}_proj.weight"
+        moved = (before[name] - parameters[name].detach()).view(count, 6, 48)
+        gradient = parameters[name].grad.view(count, 6, 48)
+        if muon:
+            wanted = 0.02 * 0.2 * math.sqrt(48) * newton_schulz(1.9 * gradient)
+        else:  # AdamW's first step, at the rate of matrices
+            wanted = 0.02 * gradient.sign()
+        torch.testing.assert_close(moved, wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_a_muon_step_is_the_formula():

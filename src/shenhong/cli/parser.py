@@ -178,7 +178,9 @@ def parser() -> argparse.ArgumentParser:
         "write a finished model for other engines",
         "shenhong export runs/poet --to gguf --bits 8 --out poet.gguf",
     )
-    out.add_argument("model", metavar="MODEL", type=Path, help="a run folder or a model folder")
+    out.add_argument(
+        "model", metavar="MODEL", type=Path, help="a run folder, a model folder or a GGUF file"
+    )
     out.add_argument(
         "--to",
         choices=("hf", "gguf"),

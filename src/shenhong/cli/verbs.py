@@ -147,17 +147,15 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     from shenhong.export import save_folder, save_gguf
-    from shenhong.models import folder_of, is_gguf
+    from shenhong.models import folder_of
 
-    folder = folder_of(options.model)
-    if is_gguf(folder):
-        raise UsageError(f"{folder} is an export already; give the folder it was made from")
+    model = folder_of(options.model)
     if options.to == "gguf":
-        done = save_gguf(folder, options.out, options.bits, multitoken=not options.no_mtp)
+        done = save_gguf(model, options.out, options.bits, multitoken=not options.no_mtp)
     elif options.no_mtp:
         raise UsageError("--no-mtp goes with --to gguf; a folder keeps every tensor")
     else:
-        done = save_folder(folder, options.out, options.bits)
+        done = save_folder(model, options.out, options.bits)
     if options.json:
         _print_json({**done._asdict(), "path": str(done.path)})
     else:

@@ -1,6 +1,6 @@
 """The architecture "deepseek2" of GGUF: what its tensors and metadata are called, and which part of ours they are.
 
-The tensors of "llama", "qwen2" and "qwen3" bear the same names, so `entries` serves these too.
+The tensors of "llama", "qwen2" and "qwen3" bear the same names, so `entries` serves these too (``grouped.py``).
 
 llama.cpp decodes with latent attention absorbed, so kv_b_proj is split in two there: k_b, transposed within each head,
 which takes a query to the latent, and v_b, which takes the latent to a value. All experts of a layer are one tensor.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shenhong.export.huggingface import Entry
+from shenhong.export.huggingface import HALVES, Entry
 from shenhong.model import Decoder, ModelConfig, Yarn
 
 ARCHITECTURE = "deepseek2"
@@ -51,11 +51,11 @@ _LAYER = {
 }
 
 
-def entries(decoder: Decoder, multitoken: bool = True) -> Iterator[Entry]:
+def entries(decoder: Decoder, multitoken: bool = True, in_halves: bool = False) -> Iterator[Entry]:
     """Every tensor of the file as a view into the decoder, in the file's shape: to be written, or to be filled.
 
     ``exact``: kept in fp32 whatever the file's precision (norms, routers, biases). Without ``multitoken`` the
-    multi-token-prediction layer is left out.
+    multi-token-prediction layer is left out. ``in_halves``: the pairs that are rotated are not neighbours in the file.
     """
     config = decoder.config
     for name, tensor in decoder.state_dict().items():
@@ -82,7 +82,8 @@ def entries(decoder: Decoder, multitoken: bool = True) -> Iterator[Entry]:
         else:
             ours, kind = part.rsplit(".", 1)
             exact = tensor.ndim == 1 or part == "mlp.gate.weight"
-            yield Entry(f"{stem}{_LAYER[ours]}.{kind}", tensor, exact=exact)
+            halves = config.head_dim if in_halves and HALVES.search(name) else 0
+            yield Entry(f"{stem}{_LAYER[ours]}.{kind}", tensor, exact=exact, halves=halves)
 
 
 def metadata(config: ModelConfig, multitoken: bool = True) -> dict[str, str | int | float | bool]:

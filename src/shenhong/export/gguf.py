@@ -14,16 +14,18 @@ from typing import NamedTuple
 import gguf
 import numpy as np
 import torch
-from torch import Tensor
 
-from shenhong.errors import ModelError
-from shenhong.export import deepseek2
-from shenhong.export.huggingface import Entry, check_tokenizer, load_model, read_shape
+from shenhong.errors import ModelError, UsageError
+from shenhong.export import deepseek2, grouped
+from shenhong.export.gguf_sampling import add_sampling
+from shenhong.export.gguf_tokenizer import name_of_splits
+from shenhong.export.huggingface import Entry
+from shenhong.export.source import Source, open_source
 from shenhong.export.verdicts import LLAMA_CPP, verdict
-from shenhong.model import ModelConfig
+from shenhong.model import Decoder, ModelConfig
+from shenhong.model.hf_config import model_type
+from shenhong.model.rope import half_split
 from shenhong.runs.files import atomic_file
-from shenhong.tokenizer import Tokenizer
-from shenhong.tokenizer.tokenizer import deepseek_v3_splits
 
 _Kind = gguf.GGMLQuantizationType
 KINDS = {32: _Kind.F32, 16: _Kind.F16, 8: _Kind.Q8_0, 4: _Kind.Q4_0}
@@ -47,34 +49,39 @@ class Written(NamedTuple):
 
 
 def save_gguf(
-    folder: str | Path, path: str | Path, bits: int = 16, *, multitoken: bool = True
+    model: str | Path, path: str | Path, bits: int = 16, *, multitoken: bool = True
 ) -> Written:
-    """Writes the model folder as one file, whole or not at all. ``bits`` of a matrix: 32, 16, 8 or 4.
+    """Writes a model folder or GGUF file as one file, whole or not at all. ``bits`` of a matrix: 32, 16, 8 or 4.
 
     Errors: ModelError where llama.cpp would not compute what the model computes, or the tokenizer is not one
     it knows; RunError when the file cannot be written.
     """
-    folder, path = Path(folder), Path(path)
-    judged = verdict(LLAMA_CPP, read_shape(folder))
+    path, source = Path(path), open_source(Path(model))
+    if path.resolve() == source.path.resolve():
+        raise UsageError(f"--out {path} is where the model lies; choose another file")
+    config = source.check()
+    judged = verdict(LLAMA_CPP, config)
     if not judged.opens:
-        raise ModelError(f"{folder} cannot become GGUF: {LLAMA_CPP}: {'; '.join(judged.reasons)}")
-    decoder, notes = load_model(folder), judged.reasons
-    config = decoder.config
+        raise ModelError(
+            f"{source.path} cannot become GGUF: {LLAMA_CPP}: {'; '.join(judged.reasons)}"
+        )
+    splits, notes = _splits(source), judged.reasons
     if config.num_nextn_predict_layers and not config.expert_layers:
         multitoken = False
         notes.append(
             "the multi-token-prediction layer is left out: llama.cpp reads none without experts"
         )
     # Quantised one at a time when it is written, so that only the table is made before.
-    plan = [(entry, _kind(entry, bits, notes)) for entry in deepseek2.entries(decoder, multitoken)]
+    architecture, values, entries = _described(source.decoder(), multitoken)
+    plan = [(entry, _kind(entry, bits, notes)) for entry in entries]
     with atomic_file(path) as temporary:
-        writer = gguf.GGUFWriter(temporary, deepseek2.ARCHITECTURE)
+        writer = gguf.GGUFWriter(temporary, architecture)
         try:
-            _add_metadata(writer, deepseek2.metadata(config, multitoken))
+            _add_metadata(writer, values)
             writer.add_name(path.stem)
             writer.add_file_type(_FILE_TYPES[bits])
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-            _add_tokenizer(writer, folder, config)
+            _add_tokenizer(writer, source, config, splits, notes)
             for entry, kind in plan:
                 block, width = gguf.GGML_QUANT_SIZES[kind]
                 shape = tuple(entry.view.shape)
@@ -87,7 +94,7 @@ def save_gguf(
             writer.write_ti_data_to_file()
             kinds: dict[str, int] = {}
             for entry, kind in plan:
-                raw = gguf.quantize(_plain(entry.view), kind).view(np.uint8)
+                raw = gguf.quantize(_plain(entry), kind).view(np.uint8)
                 kinds[kind.name] = kinds.get(kind.name, 0) + raw.nbytes
                 writer.write_tensor_data(raw)
         finally:
@@ -112,9 +119,26 @@ def _kind(entry: Entry, bits: int, notes: list[str]) -> gguf.GGMLQuantizationTyp
     return kind
 
 
-def _plain(view: Tensor) -> np.ndarray:
-    values: np.ndarray = view.detach().to("cpu", torch.float32).contiguous().numpy()
+def _plain(entry: Entry) -> np.ndarray:
+    tensor = entry.view.detach()
+    tensor = half_split(tensor, entry.halves) if entry.halves else tensor
+    values: np.ndarray = tensor.to("cpu", torch.float32).contiguous().numpy()
     return values
+
+
+def _described(
+    decoder: Decoder, multitoken: bool
+) -> tuple[str, dict[str, str | int | float | bool], list[Entry]]:
+    """(architecture, metadata, tensors) of the file."""
+    config = decoder.config
+    if config.attention == "mla":
+        metadata = deepseek2.metadata(config, multitoken)
+        return deepseek2.ARCHITECTURE, metadata, list(deepseek2.entries(decoder, multitoken))
+    architecture = model_type(config)
+    entries = list(deepseek2.entries(decoder, in_halves=architecture in grouped.IN_HALVES))
+    if (divisors := grouped.divisors(config)) is not None:
+        entries.append(Entry(grouped.FACTORS, divisors, exact=True))
+    return architecture, grouped.metadata(config), entries
 
 
 def _add_metadata(writer: gguf.GGUFWriter, values: dict[str, str | int | float | bool]) -> None:
@@ -129,39 +153,60 @@ def _add_metadata(writer: gguf.GGUFWriter, values: dict[str, str | int | float |
             writer.add_uint32(key, value)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: ModelConfig) -> None:
-    """Byte-level BPE as "gpt2" with a pre-tokenizer by name, special ids and the chat template."""
-    check_tokenizer(folder, config.vocab_size)
-    tokenizer = Tokenizer.load(folder)
-    values = json.loads(tokenizer.backend.to_str())
-    model, splits = values["model"], json.loads(deepseek_v3_splits().__getstate__())
-    if model["type"] != "BPE" or values["pre_tokenizer"] != splits or values["normalizer"]:
+def _splits(source: Source) -> str:
+    """llama.cpp's name for how the tokenizer splits text. Error: ModelError where it has none."""
+    name = name_of_splits(json.loads(source.tokenizer.backend.to_str()))
+    if name is None:
         raise ModelError(
-            f"{folder / 'tokenizer.json'} splits text in a way llama.cpp has no name for; only the "
-            "splits of DeepSeek-V3's tokenizer are exported"
+            f"{source.path} cannot become GGUF: its tokenizer splits text in a way llama.cpp has no name for; "
+            "those of GPT-2, SmolLM2, Llama 3, Qwen2 and DeepSeek-V3 are exported"
         )
+    return name
+
+
+def _add_tokenizer(
+    writer: gguf.GGUFWriter, source: Source, config: ModelConfig, splits: str, notes: list[str]
+) -> None:
+    """Byte-level BPE as "gpt2" with a pre-tokenizer by name, special ids, the chat template and how it is sampled."""
+    tokenizer = source.tokenizer
+    values = json.loads(tokenizer.backend.to_str())
     # Embeddings past the tokenizer's end have no text.
     tokens = [f"[PAD{number}]" for number in range(config.vocab_size)]
     types = [int(gguf.TokenType.UNUSED)] * config.vocab_size
-    for token, number in model["vocab"].items():
+    for token, number in values["model"]["vocab"].items():
         tokens[number], types[number] = token, int(gguf.TokenType.NORMAL)
     for added in values["added_tokens"]:
         kind = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
         tokens[added["id"]], types[added["id"]] = added["content"], int(kind)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("deepseek-v3")
+    writer.add_tokenizer_pre(splits)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
-    for name, add in (
-        ("bos", writer.add_bos_token_id),
-        ("eos", writer.add_eos_token_id),
-        ("pad", writer.add_pad_token_id),
-    ):
-        number = getattr(config, f"{name}_token_id")
+    writer.add_token_merges([" ".join(pair) for pair in values["model"]["merges"]])
+    # What the tokenizer says of them goes before config.json, as in llama.cpp's own converter.
+    special = tokenizer.special
+    bos = config.bos_token_id if special.bos is None else tokenizer.bos_id
+    eos = config.eos_token_id if special.eos is None else tokenizer.eos_id
+    pad = config.pad_token_id if special.pad is None else tokenizer.pad_id
+    others = sorted(end for end in tokenizer.ends - {eos} if 0 <= end < len(tokens))
+    named = [
+        (bos, writer.add_bos_token_id),
+        (eos, writer.add_eos_token_id),
+        (pad, writer.add_pad_token_id),
+        *zip(others, (writer.add_eot_token_id, writer.add_eom_token_id), strict=False),
+    ]
+    for number, add in named:
         if number is not None:
             add(number)
-    writer.add_add_bos_token(tokenizer.special.begins)
+    if len(others) > 2:
+        notes.append(f"{len(others) + 1} tokens end an answer: a GGUF file names three of them")
+    wide = [t["content"] for t in values["added_tokens"] if t["lstrip"] or t["rstrip"]]
+    if wide:
+        notes.append(
+            f"a GGUF file cannot say that {wide[0]!r} takes the spaces beside it ({len(wide)} such tokens)"
+        )
+    writer.add_add_bos_token(special.begins)
     writer.add_add_eos_token(False)
-    if tokenizer.special.template is not None:
-        writer.add_chat_template(tokenizer.special.template)
+    add_sampling(writer, source.generation(config))
+    if special.template is not None:
+        writer.add_chat_template(special.template)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from shenhong.errors import ModelError
+from shenhong.runs.files import pointer
 
 Scalar = int | float | bool | str
 Metadata = dict[str, Scalar | list[Scalar]]
@@ -91,7 +92,7 @@ def open_gguf(path: str | Path) -> GgufFile:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from None
     except _Damaged as damage:
-        raise ModelError(f"{path}: {damage}; download the file again") from None
+        raise ModelError(pointer(path) or f"{path}: {damage}; download the file again") from None
     return GgufFile(path, size, metadata, tensors)
 
 

@@ -8,7 +8,6 @@ of neighbouring pairs; those of the Qwen architectures still are two halves.
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,16 @@ import numpy as np
 import torch
 
 from shenhong.errors import ModelError
+from shenhong.export import grouped
 from shenhong.export.deepseek2 import entries
 from shenhong.export.gguf_file import GgufFile, open_gguf
 from shenhong.model import Decoder, ModelConfig, Yarn
 from shenhong.model.config import LinearRope, Llama3Rope, RopeScaling, check_type
 from shenhong.model.rope import interleaved, llama3_frequencies
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "deepseek2")
-_HALVES = re.compile(r"\.attn_[qk](_norm)?\.(weight|bias)$")
+ARCHITECTURES = (*grouped.ARCHITECTURES, "deepseek2")
 # Llama 3.1 and its kin differ in the factor only, and a file says nothing but the result.
 _LLAMA3 = Llama3Rope(1.0, 8192, low_freq_factor=1.0, high_freq_factor=4.0)
-_FACTORS = "rope_freqs.weight"
 # What would change the result and is not computed here: key -> the values under which it changes nothing.
 _UNREAD: dict[str, tuple[float, ...]] = {
     "attention.sliding_window": (0,),
@@ -93,6 +91,10 @@ def gguf_config(file: GgufFile) -> ModelConfig:
             "rope_theta": fields.number("rope.freq_base", 10000.0),
             "tie_word_embeddings": "output.weight" not in file.tensors,
         }
+        if isinstance(tokens, list) and len(tokens) > common["vocab_size"]:
+            raise ModelError(
+                f"{len(tokens)} tokens, but the model's embeddings have only {common['vocab_size']} rows"
+            )
         for name in ("bos", "eos", "padding"):
             token = fields.get(f"tokenizer.ggml.{name}_token_id", "int", None)
             common[f"{name.removesuffix('ding')}_token_id"] = token
@@ -178,35 +180,42 @@ def _scaling(fields: _Fields, mscale: float) -> RopeScaling | None:
 
 def _llama3(fields: _Fields, width: int, common: dict[str, Any]) -> Llama3Rope | None:
     """The extension that gives the file's divisors of the frequencies, if they are Llama 3's."""
-    info = fields.file.tensors.get(_FACTORS)
+    info = fields.file.tensors.get(grouped.FACTORS)
     if info is None:
         return None
-    divisors = fields.file.read(_FACTORS) if info.shape == (width // 2,) else torch.zeros(1)
+    divisors = fields.file.read(grouped.FACTORS) if info.shape == (width // 2,) else torch.zeros(1)
     if float(divisors.min()) > 0.999:
         rope = dataclasses.replace(_LLAMA3, factor=round(float(divisors.max()), 3))
-        plain = common["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
+        plain = grouped.frequencies(common["rope_theta"], width)
         if torch.allclose(plain / divisors, llama3_frequencies(plain, rope), rtol=1e-3):
             return rope
-    raise ModelError(f"{_FACTORS} is not Llama 3's extension; give the model's folder instead")
+    raise ModelError(
+        f"{grouped.FACTORS} is not Llama 3's extension; give the model's folder instead"
+    )
 
 
 def load_gguf(path: str | Path, compute_dtype: torch.dtype = torch.float32) -> Decoder:
     """The decoder of a GGUF file, fp32 parameters. Error: ModelError names what does not fit."""
     file = open_gguf(path)
-    config = gguf_config(file)
-    with torch.device("meta"):  # nothing is allocated before all shapes are known to fit
-        shapes = {entry.name: entry.view.shape for entry in entries(Decoder(config, seed=None))}
-    _compare(file, shapes)
-    decoder = Decoder(config, seed=None, compute_dtype=compute_dtype)
-    halves = file.metadata["general.architecture"] in ("qwen2", "qwen3")
-    for entry in entries(decoder):
+    decoder = Decoder(check_gguf(file), seed=None, compute_dtype=compute_dtype)
+    in_halves = file.metadata["general.architecture"] in grouped.IN_HALVES
+    for entry in entries(decoder, in_halves=in_halves):
         tensor = file.read(entry.name)
-        if halves and _HALVES.search(entry.name):
-            tensor = interleaved(tensor, config.head_dim)
+        if entry.halves:
+            tensor = interleaved(tensor, entry.halves)
         if not bool(tensor.isfinite().all()):
             raise ModelError(f"{file.path}: tensor {entry.name} holds numbers that are not finite")
         entry.view.detach().copy_(tensor)
     return decoder
+
+
+def check_gguf(file: GgufFile) -> ModelConfig:
+    """The shape of a file whose every tensor fits it; nothing is allocated. Error: ModelError."""
+    config = gguf_config(file)
+    with torch.device("meta"):
+        shapes = {entry.name: entry.view.shape for entry in entries(Decoder(config, seed=None))}
+    _compare(file, shapes)
+    return config
 
 
 def _compare(file: GgufFile, shapes: dict[str, torch.Size]) -> None:
@@ -218,6 +227,6 @@ def _compare(file: GgufFile, shapes: dict[str, torch.Size]) -> None:
             raise ModelError(
                 f"{file.path}: tensor {name} is {list(info.shape)}, but the metadata make it {list(shape)}"
             )
-    extra = [name for name in file.tensors if name not in shapes and name != _FACTORS]
+    extra = [name for name in file.tensors if name not in shapes and name != grouped.FACTORS]
     if extra:
         raise ModelError(f"{file.path}: tensor {extra[0]} does not belong to this architecture")

@@ -2,16 +2,17 @@
 
 tokenizer.ggml.tokens, token_type, merges     vocabulary, kinds of tokens, merges "a b" in their order
 tokenizer.ggml.pre                            the name of the splits; each known one is spelled out below
-tokenizer.ggml.{bos,eos,padding,eot}_token_id, add_bos_token; tokenizer.chat_template
+tokenizer.ggml.{bos,eos,padding,eot,eom}_token_id, add_bos_token; tokenizer.chat_template
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import gguf
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from shenhong.errors import ModelError
@@ -64,6 +65,32 @@ _PRE = {
 _ENDS = ("<|im_end|>", "<|eot_id|>")
 
 
+def name_of_splits(values: dict[str, Any]) -> str | None:
+    """What a byte-level BPE's tokenizer.json would be called in tokenizer.ggml.pre; None where no name fits."""
+    model, normalizer = values["model"], values["normalizer"]
+    if model["type"] != "BPE" or model.get("byte_fallback") or model.get("end_of_word_suffix"):
+        return None
+    for name, pre in _PRE.items():
+        composes = {"type": "NFC"} if pre.composes else None
+        splits = json.loads(pre.splits().__getstate__())
+        if (
+            _that_splits(splits) == _that_splits(values["pre_tokenizer"])
+            and normalizer == composes
+            and bool(model.get("ignore_merges")) == pre.whole_first
+        ):
+            return name
+    return None
+
+
+def _that_splits(part: Any) -> Any:
+    """A pre-tokenizer without what changes the offsets of pieces alone."""
+    if isinstance(part, list):
+        return [_that_splits(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    return {name: _that_splits(value) for name, value in part.items() if name != "trim_offsets"}
+
+
 def gguf_tokenizer(file: GgufFile) -> Tokenizer:
     """The tokenizer as an object of the `tokenizers` library that gives the ids of the original.
 
@@ -107,11 +134,32 @@ def _built(file: GgufFile) -> Tokenizer:
             if types[i] in (_Kind.CONTROL, _Kind.USER_DEFINED) and tokens[i]
         ]
     )
-    bos, eos, pad, eot = (_token(file, tokens, key) for key in ("bos", "eos", "padding", "eot"))
+    names = ("bos", "eos", "padding", "eot", "eom")
+    bos, eos, pad, eot, eom = (_token(file, tokens, key) for key in names)
     begins = file.metadata.get("tokenizer.ggml.add_bos_token", pre.begins)
-    ends = [vocabulary[end] for end in (*_ENDS, eot) if end in vocabulary]
+    if begins is True and bos in vocabulary:
+        backend.post_processor = _first(bos, vocabulary[bos])
+    ends = [vocabulary[end] for end in dict.fromkeys((*_ENDS, eot, eom)) if end in vocabulary]
     template = _text(file, "tokenizer.chat_template")
     return Tokenizer(backend, special=Special(bos, eos, pad, begins is True, template, tuple(ends)))
+
+
+def _first(bos: str, number: int) -> processors.PostProcessor:
+    """Puts ``bos`` before a text, whatever it is called: the library's own way to say it gives ":" and "$" a meaning."""
+    name, text = (
+        {"SpecialToken": {"id": bos, "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    )
+    other = {"Sequence": {"id": "B", "type_id": 0}}
+    made = processors.TemplateProcessing()
+    state = {
+        "type": "TemplateProcessing",
+        "single": [name, text],
+        "pair": [name, text, name, other],
+        "special_tokens": {bos: {"id": bos, "ids": [number], "tokens": [bos]}},
+    }
+    made.__setstate__(json.dumps(state).encode())
+    return made
 
 
 def _text(file: GgufFile, key: str) -> str | None:

@@ -31,7 +31,8 @@ from shenhong.model import Decoder, ModelConfig
 from shenhong.model.hf_config import FP8, read_config, to_hf
 from shenhong.model.rope import half_split, interleaved
 from shenhong.numerics.formats import fp8
-from shenhong.runs.files import atomic_folder
+from shenhong.runs.files import atomic_folder, pointer
+from shenhong.tokenizer.tokenizer import ends_of, read_object
 
 log = logging.getLogger("shenhong.export")
 
@@ -43,11 +44,10 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+GENERATION = "generation_config.json"
 SHARD_BYTES = 4_000_000_000
-# Embeddings may be padded past the tokenizer (DeepSeek-V3 pads by 465), but not by this much.
-PADDING = 512
 # What grouped-query attention rotates; in latent attention the pairs are neighbours on disk too.
-_HALVES = re.compile(r"self_attn\.(q_proj|k_proj|q_norm|k_norm)\.(weight|bias)$")
+HALVES = re.compile(r"self_attn\.(q_proj|k_proj|q_norm|k_norm)\.(weight|bias)$")
 # What is stored in FP8: the layers' matrices, but not the routers (mlp.gate) and not the MTP layer's eh_proj.
 _EIGHT_BITS = re.compile(r"\.(self_attn|mlp)\..*_proj(_with_mqa)?\.weight$")
 SCALES = "_scale_inv"  # behind a matrix's name
@@ -80,7 +80,7 @@ def entries(decoder: Decoder) -> Iterator[Entry]:
                 yield Entry(f"{name.removesuffix('down_proj')}{e}.down_proj.weight", expert)
         else:
             exact = name.endswith("e_score_correction_bias")
-            halves = config.head_dim if _HALVES.search(name) else 0
+            halves = config.head_dim if HALVES.search(name) else 0
             yield Entry(name, tensor, exact=exact, halves=halves)
     if config.num_nextn_predict_layers:
         stem = f"model.layers.{config.num_hidden_layers}."
@@ -98,12 +98,11 @@ def save_model(
     tokenizer: str | Path | None = None,
     *,
     dtype: Precision = "float32",
-    generation: dict[str, Any] | None = None,
 ) -> Path:
     """Writes ``folder`` whole or not at all and returns it.
 
-    ``tokenizer``: the folder whose tokenizer files are copied. ``generation``: further fields of
-    generation_config.json (temperature, ...). The same decoder always gives the same bytes.
+    ``tokenizer``: the folder whose tokenizer files are copied, and what it says of how answers end and are sampled. The
+    same decoder always gives the same bytes.
     """
     folder, config = Path(folder), decoder.config
     values = to_hf(config, "float32" if dtype == "float32" else "bfloat16")
@@ -116,23 +115,32 @@ def save_model(
         if whole:
             log.warning("%d matrices do not divide into blocks and stay bfloat16", len(whole))
         values["quantization_config"] = FP8 | ({"modules_to_not_convert": whole} if whole else {})
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    said = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    said |= generation or {}
+    said = generation(config, Path(tokenizer) if tokenizer is not None else None)
     copied: list[Path] = []
     if tokenizer is not None:
         check_tokenizer(Path(tokenizer), config.vocab_size)
         copied = [Path(tokenizer) / name for name in TOKENIZER_FILES]
     with atomic_folder(folder) as new:
         (new / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        (new / "generation_config.json").write_text(
-            json.dumps(said, indent=2) + "\n", encoding="utf-8"
-        )
+        (new / GENERATION).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
         _write_tensors(decoder, new, dtype)
         for path in copied:
             if path.exists():
                 shutil.copyfile(path, new / path.name)
     return folder
+
+
+def generation(config: ModelConfig, folder: Path | None) -> dict[str, Any]:
+    """What generation_config.json says in ``folder``; without one the special tokens and all ends of its config.json.
+
+    Error: ModelError where it is damaged.
+    """
+    if folder is not None and (said := read_object(folder / GENERATION)):
+        return said
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    said = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    ends = ends_of(folder) if folder is not None else ()
+    return said | ({"eos_token_id": list(ends)} if len(ends) > 1 else {})
 
 
 def _in_eight_bits(entry: Entry) -> bool:
@@ -191,15 +199,15 @@ def load_model(folder: str | Path, compute_dtype: torch.dtype = torch.float32) -
     A multi-token-prediction layer that config.json names and the files lack is left out, and the log says so.
     """
     folder = Path(folder)
-    config = read_shape(folder)
-    if (folder / "tokenizer.json").exists():
-        check_tokenizer(folder, config.vocab_size)
-    stored = shards.headers(folder)
-    for name in _experts(config):  # first, for config.json may name billions
-        if name not in stored:
-            raise _missing([name], folder)
-    with torch.device("meta"):
-        _check(_expected(Decoder(config, seed=None)), stored, folder)
+    config, stored = check_model(folder)
+    if (
+        config.num_nextn_predict_layers
+        < read_config(folder / "config.json").num_nextn_predict_layers
+    ):
+        log.warning(
+            "%s has no multi-token-prediction layer, though its config.json names one: opened without",
+            folder,
+        )
     decoder = Decoder(config, seed=None, compute_dtype=compute_dtype)
     expected = _expected(decoder)
     scales = {
@@ -221,16 +229,26 @@ def load_model(folder: str | Path, compute_dtype: torch.dtype = torch.float32) -
     return decoder
 
 
+def check_model(folder: Path) -> tuple[ModelConfig, dict[str, Stored]]:
+    """The shape and the headers of a folder whose every tensor fits; nothing is allocated. Error: ModelError."""
+    config = read_shape(folder)
+    if (folder / "tokenizer.json").exists():
+        check_tokenizer(folder, config.vocab_size)
+    stored = shards.headers(folder)
+    for name in _experts(config):  # first, for config.json may name billions
+        if name not in stored:
+            raise _missing([name], folder)
+    with torch.device("meta"):
+        _check(_expected(Decoder(config, seed=None)), stored, folder)
+    return config, stored
+
+
 def read_shape(folder: Path) -> ModelConfig:
     """What config.json says, without a multi-token-prediction layer of which no tensor is there."""
     config, stored = read_config(folder / "config.json"), shards.headers(folder)
     own = f"model.layers.{config.num_hidden_layers}."
     if not config.num_nextn_predict_layers or any(name.startswith(own) for name in stored):
         return config
-    log.warning(
-        "%s has no multi-token-prediction layer, though its config.json names one: opened without",
-        folder,
-    )
     return dataclasses.replace(config, num_nextn_predict_layers=0)
 
 
@@ -281,12 +299,20 @@ def _check(expected: dict[str, Entry], stored: dict[str, Stored], folder: Path) 
         if there.kind not in kinds:
             raise ModelError(f"{path}: tensor {name} is {there.kind}; expected {kind}")
     missing = [name for name, e in expected.items() if not e.is_copy and name not in stored]
+    if missing == ["lm_head.weight"]:
+        raise ModelError(
+            f"{folder} has no lm_head.weight, and its config.json does not say that the head is the embedding (transformers "
+            "would begin with a random head); if it is, set tie_word_embeddings to true there"
+        )
     if missing:
         raise _missing(missing, folder)
 
 
 def check_tokenizer(folder: Path, vocab_size: int) -> None:
-    """``ModelError`` where tokenizer.json in ``folder`` does not go with embeddings of ``vocab_size`` rows."""
+    """``ModelError`` where tokenizer.json in ``folder`` has tokens beyond embeddings of ``vocab_size`` rows.
+
+    Rows beyond the tokens are padding: DeepSeek-V3 has 465 of them, DeepSeek-V2 2,385.
+    """
     path = folder / "tokenizer.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -296,9 +322,11 @@ def check_tokenizer(folder: Path, vocab_size: int) -> None:
     except FileNotFoundError:
         raise ModelError(f"{path} is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{path} is no tokenizer ({error}); copy the model folder again") from None
-    if not size <= vocab_size < size + PADDING:
         raise ModelError(
-            f"{path} has {size} tokens, but the model's embeddings have {vocab_size}: "
+            pointer(path) or f"{path} is no tokenizer ({error}); copy the model folder again"
+        ) from None
+    if size > vocab_size:
+        raise ModelError(
+            f"{path} has {size} tokens, but the model's embeddings only {vocab_size} rows: "
             "tokenizer and model are of different runs"
         )

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from shenhong.errors import ModelError
+from shenhong.runs.files import pointer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PIECE = 64_000_000
@@ -36,7 +37,9 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is damaged ({error}); copy the model folder again") from None
+        raise ModelError(
+            pointer(path) or f"{path} is damaged ({error}); copy the model folder again"
+        ) from None
 
 
 def headers(folder: Path) -> dict[str, Stored]:
@@ -85,7 +88,10 @@ def tensor_files(folder: Path) -> list[Path]:
         names = sorted(set(index["weight_map"].values()))
         safe = all(Path(name).name == name for name in names)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{folder / INDEX} is damaged ({error}); copy the folder again") from None
+        raise ModelError(
+            pointer(folder / INDEX)
+            or f"{folder / INDEX} is damaged ({error}); copy the folder again"
+        ) from None
     if not safe:
         raise ModelError(f"{folder / INDEX} names files outside its folder")
     missing = [name for name in names if not (folder / name).exists()]

@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 
 from shenhong.model import ModelConfig, Yarn
 from shenhong.model.attention import LATENT_NORM_EPS
+from shenhong.model.config import Llama3Rope
+from shenhong.model.hf_config import model_type
 
 Effect = Literal["refuses", "opens"]
 ENGINES = TRANSFORMERS, VLLM, SGLANG, LLAMA_CPP = "transformers", "vLLM", "SGLang", "llama.cpp"
@@ -54,12 +56,19 @@ def _lite(config: ModelConfig) -> bool:
     return layers in (26, 27) or (layers == 48 and config.vocab_size == 128256)
 
 
-def _yarn_of_llama_cpp(yarn: object) -> bool:
-    """llama.cpp scales attention by mscale_all_dim alone, and reads neither beta."""
+def _yarn_of_llama_cpp(config: ModelConfig) -> bool:
+    """llama.cpp scales latent attention by mscale_all_dim alone, other attention as YaRN's paper, and reads no beta."""
+    yarn = config.rope_scaling
     if not isinstance(yarn, Yarn):
         return True
-    same = yarn.mscale == yarn.mscale_all_dim != 0
-    return same and (yarn.beta_fast, yarn.beta_slow) == (32.0, 1.0)
+    scales = (yarn.mscale, yarn.mscale_all_dim)
+    same = scales[0] == scales[1] != 0 if _mla(config) else not all(scales)
+    plain = yarn.attention_factor is None and yarn.truncate
+    return same and plain and (yarn.beta_fast, yarn.beta_slow) == (32.0, 1.0)
+
+
+def _is(config: ModelConfig, kind: str) -> bool:
+    return config.attention == "gqa" and model_type(config) == kind
 
 
 def _mla(config: ModelConfig) -> bool:
@@ -174,8 +183,21 @@ _TABLE = [
     Requirement(
         LLAMA_CPP,
         "refuses",
-        _mla,
-        "only models with latent attention are written as GGUF here; its own converter reads this folder",
+        lambda c: c.attention != "mha",
+        "plain multi-head attention is for comparisons here and has no architecture there",
+    ),
+    Requirement(
+        LLAMA_CPP,
+        "refuses",
+        lambda c: not _is(c, "qwen2") or c.num_attention_heads * c.head_dim == c.hidden_size,
+        "its qwen2 takes heads as wide together as the model, here {c.num_attention_heads} of {c.head_dim} in "
+        "{c.hidden_size}",
+    ),
+    Requirement(
+        LLAMA_CPP,
+        "refuses",
+        lambda c: not isinstance(c.rope_scaling, Llama3Rope) or _is(c, "llama"),
+        "it reads Llama 3's extension of the context in llama alone",
     ),
     Requirement(
         LLAMA_CPP,
@@ -198,8 +220,9 @@ _TABLE = [
     Requirement(
         LLAMA_CPP,
         "refuses",
-        lambda c: _yarn_of_llama_cpp(c.rope_scaling),
-        "it knows YaRN only with mscale = mscale_all_dim, beta_fast 32 and beta_slow 1",
+        _yarn_of_llama_cpp,
+        "it knows YaRN only with beta_fast 32 and beta_slow 1, without attention_factor, truncated, and with mscale = "
+        "mscale_all_dim in latent attention, without one of them in other",
     ),
     Requirement(
         LLAMA_CPP,

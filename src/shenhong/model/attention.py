@@ -86,7 +86,7 @@ class GroupedQueryAttention(nn.Module):
     """Llama's and Qwen's attention: H / G query heads share each of G key and value heads (arXiv 2305.13245).
 
     RoPE rotates all d dims of a head in interleaved pairs; folders with half-split rows are reordered when they are
-    loaded (``export/llama.py``). Qwen2 adds a bias to queries, keys and values, Qwen3 a norm to each head's queries
+    loaded (``export/huggingface.py``). Qwen2 adds a bias to queries, keys and values, Qwen3 a norm to each head's queries
     and keys.
     """
 

@@ -20,7 +20,11 @@ from shenhong.numerics.activations import activations
 
 @dataclass(frozen=True)
 class Yarn:
-    """YaRN context extension (arXiv 2309.00071) with DeepSeek's two attention scales (0: the paper's own)."""
+    """YaRN context extension (arXiv 2309.00071) with DeepSeek's two attention scales (0: the paper's own).
+
+    ``attention_factor`` is what cosine and sine are multiplied by, in place of what follows from the scales. Without
+    ``truncate`` the ramp between fast and slow pairs begins and ends between pairs, as in gpt-oss.
+    """
 
     factor: float
     original_max_position_embeddings: int
@@ -28,9 +32,13 @@ class Yarn:
     beta_slow: float = 1.0
     mscale: float = 1.0
     mscale_all_dim: float = 1.0
+    attention_factor: float | None = None
+    truncate: bool = True
 
     def __post_init__(self) -> None:
         _check_extension(self)
+        if self.attention_factor is not None and not self.attention_factor > 0:
+            raise ModelError("YaRN needs a positive attention_factor")
         if not self.beta_fast > self.beta_slow > 0:
             raise ModelError("YaRN needs beta_fast > beta_slow > 0")
 

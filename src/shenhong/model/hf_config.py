@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from shenhong.errors import ModelError
 from shenhong.model.config import LinearRope, Llama3Rope, ModelConfig, RopeScaling, Yarn, check_type
+from shenhong.runs.files import pointer
+
+log = logging.getLogger("shenhong.model")
 
 
 class Only(NamedTuple):
@@ -257,7 +261,9 @@ def read_config(path: str | Path) -> ModelConfig:
     except FileNotFoundError:
         raise ModelError(f"{path} is missing; give a finished model folder") from None
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON ({error}); copy the model folder again") from None
+        raise ModelError(
+            pointer(path) or f"{path} is not JSON ({error}); copy the model folder again"
+        ) from None
     if not isinstance(values, dict):
         raise ModelError(f"{path} is not a JSON object")
     return from_hf(values, str(path))
@@ -311,6 +317,9 @@ def _rope_to_hf(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any] | N
         return {"rope_type": "default", "rope_theta": config.rope_theta}, None
     kind = next(name for name, made in _ROPES.items() if isinstance(scaling, made))
     numbers = dataclasses.asdict(scaling)
+    for name, usual in (("attention_factor", None), ("truncate", True)):
+        if numbers.get(name, usual) == usual:  # older readers know neither
+            numbers.pop(name, None)
     rope = {"rope_type": kind, "rope_theta": config.rope_theta, **numbers}
     return rope, {"type": kind, "rope_type": kind, **numbers}
 
@@ -334,6 +343,9 @@ def _rope_from_hf(values: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         raise ModelError(f"rope type {kind!r:.80}; those supported are default, {known}")
     names = {field.name for field in dataclasses.fields(made)}
     extra = set(rope) - names - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    if made is Yarn and "attn_factor" in extra:
+        extra.remove("attn_factor")
+        log.warning("yarn's attn_factor is not read, as in transformers; attention_factor is")
     if extra:
         raise ModelError(f"unsupported {kind} rope setting {', '.join(sorted(extra)):.80}")
     # Without DeepSeek's two scales YaRN has the one of its own paper.

@@ -22,10 +22,10 @@ def magnitude(factor: float, mscale: float) -> float:
 
 
 def softmax_scale(config: ModelConfig) -> float:
-    """(width of a query)^-0.5, times m^2 where YaRN asks for it (DeepSeek-V3's mscale_all_dim)."""
+    """(width of a query)^-0.5, in latent attention times m^2 where YaRN asks for it (DeepSeek's mscale_all_dim)."""
     scale = config.qk_head_dim**-0.5
     yarn = config.rope_scaling
-    if isinstance(yarn, Yarn) and yarn.mscale_all_dim:
+    if config.attention != "gqa" and isinstance(yarn, Yarn) and yarn.mscale_all_dim:
         scale *= magnitude(yarn.factor, yarn.mscale_all_dim) ** 2
     return scale
 
@@ -46,17 +46,23 @@ def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     if isinstance(scaling, Yarn):
         keep = _extrapolated_share(scaling, r, config.rope_theta)
         frequency = frequency * keep + (1.0 / (scaling.factor * wavelength)) * (1 - keep)
-        if scaling.mscale and scaling.mscale_all_dim:
-            amplitude = magnitude(scaling.factor, scaling.mscale)
-            amplitude /= magnitude(scaling.factor, scaling.mscale_all_dim)
-        else:
-            amplitude = magnitude(scaling.factor, 1.0)
+        amplitude = _amplitude(scaling)
     elif isinstance(scaling, Llama3Rope):
         frequency = llama3_frequencies(frequency, scaling)
     elif isinstance(scaling, LinearRope):
         frequency = frequency / scaling.factor
     angle = torch.arange(config.max_position_embeddings, dtype=torch.float32)[:, None] * frequency
     return angle.cos() * amplitude, angle.sin() * amplitude
+
+
+def _amplitude(yarn: Yarn) -> float:
+    """What cosine and sine are multiplied by."""
+    if yarn.attention_factor is not None:
+        return yarn.attention_factor
+    if yarn.mscale and yarn.mscale_all_dim:
+        whole = magnitude(yarn.factor, yarn.mscale_all_dim)
+        return magnitude(yarn.factor, yarn.mscale) / whole
+    return magnitude(yarn.factor, 1.0)
 
 
 def llama3_frequencies(frequency: Tensor, rope: Llama3Rope) -> Tensor:
@@ -74,8 +80,10 @@ def _extrapolated_share(yarn: Yarn, r: int, theta: float) -> Tensor:
         length = yarn.original_max_position_embeddings
         return r * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = max(math.floor(pair_of(yarn.beta_fast)), 0)
-    high = min(math.ceil(pair_of(yarn.beta_slow)), r - 1)
+    first, last = pair_of(yarn.beta_fast), pair_of(yarn.beta_slow)
+    if yarn.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    low, high = max(first, 0), min(last, r - 1)
     width = high - low if high != low else 0.001
     ramp = (torch.arange(r // 2, dtype=torch.float32) - low) / width
     return 1 - ramp.clamp(0, 1)

@@ -90,6 +90,17 @@ def beside(path: str | Path, folder: Path) -> str:
     return str(path) if shared == base.anchor else os.path.relpath(path, base)
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def pointer(path: Path) -> str | None:
+    """What to say of a file of which only the name came: a clone without git-lfs has a few lines of text in its place."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            return f"{path} is a pointer of git-lfs, not the file itself; 'git lfs pull' in its folder fetches it"
+    return None
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:

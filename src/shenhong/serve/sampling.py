@@ -1,4 +1,5 @@
-"""How a model is sampled where a caller sets nothing: as its generation_config.json says, else by our own defaults."""
+"""How a model is sampled where a caller sets nothing: as its generation_config.json or its GGUF file says, else by our own
+defaults."""
 
 from __future__ import annotations
 
@@ -11,6 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from shenhong.engine import Sampling
+from shenhong.export import open_gguf
+from shenhong.export.gguf_sampling import sampling_of
+from shenhong.models import is_gguf
 from shenhong.serve.http.fields import SamplingFields
 
 log = logging.getLogger("shenhong")
@@ -19,10 +23,10 @@ NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def defaults_of(model: Path) -> Sampling:
-    """Of a folder or a file (which has none). A file that cannot be honoured is one warning, and is not used."""
-    path = model / "generation_config.json"
+    """Of a folder or a GGUF file. A file that cannot be honoured is one warning, and is not used."""
+    path = model if is_gguf(model) else model / "generation_config.json"
     try:
-        found = json.loads(path.read_bytes())
+        found = sampling_of(open_gguf(path)) if is_gguf(path) else json.loads(path.read_bytes())
         if not isinstance(found, dict):
             raise ValueError("it is no JSON object")
         given = {name: found[name] for name in NAMES if found.get(name) is not None}

@@ -57,6 +57,9 @@ class Stage:
     def __init__(self, name: str, output: Path, reads: tuple[str, ...] = ()) -> None:
         self.name, self.output, self.reads = name, output, reads
 
+    def check(self, recipe: Recipe) -> None:
+        """Asked before the first stage begins: an error that can be known by then costs nobody any time."""
+
     def run(self, context: Context) -> dict[str, Any]:
         """Do the work; what is returned (JSON-able) is recorded in the manifest as the stage's outputs."""
         raise NotImplementedError

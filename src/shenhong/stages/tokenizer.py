@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shenhong.stages.base import Context, Stage
+
+if TYPE_CHECKING:
+    from shenhong.recipe import Recipe
 
 
 class Tokenizer(Stage):
@@ -13,6 +16,12 @@ class Tokenizer(Stage):
 
     def __init__(self) -> None:
         super().__init__("tokenizer", Path("tokenizer"), ("corpus",))
+
+    def check(self, recipe: Recipe) -> None:
+        from shenhong.stages.init_from import looked_at
+
+        if recipe.init:
+            looked_at(recipe)
 
     def run(self, context: Context) -> dict[str, Any]:
         from shenhong.runs.files import atomic_folder

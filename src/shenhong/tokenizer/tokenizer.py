@@ -32,6 +32,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 from tokenizers import Tokenizer as _Backend
 
 from shenhong.errors import DataError, ModelError, RequestError
+from shenhong.runs.files import pointer
 from shenhong.tokenizer.normalise import IDEOGRAPH, normalise
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
@@ -62,8 +63,6 @@ _SCRIPT = f"{IDEOGRAPH}\u3040-\u30ff"
 _ONE_IDEOGRAPH = f"[{_SCRIPT}]"
 _ONE = re.compile(_ONE_IDEOGRAPH)
 _OTHERS = re.compile(f"[^{_SCRIPT}\\0]+")  # texts are joined by \\0 where this is used
-
-_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 class TokenizerSettings(BaseModel):
@@ -224,35 +223,34 @@ class Tokenizer:
             if values["model"].get("continuing_subword_prefix"):
                 raise ModelError(f"{path}: a continuing_subword_prefix is not read")
             backend = _Backend.from_str(json.dumps(values))
-            config = _json(folder / "tokenizer_config.json")
+            config = read_object(folder / "tokenizer_config.json")
             return cls(backend, bool(config.get("simplify")), _special(folder, backend, config))
 
     def save(self, folder: Path) -> None:
-        """tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them.
+        """tokenizer.json, tokenizer_config.json and, where there is a template, chat_template.jinja, as transformers reads
+        them.
 
         Error: OSError when the disk is full; callers write the folder whole or not at all.
         """
         folder = Path(folder)
-        config = {
+        special = self.special
+        names = {"bos_token": special.bos, "eos_token": special.eos, "pad_token": special.pad}
+        config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": BOS,
-            "eos_token": EOS,
-            "pad_token": PAD,
-            "add_bos_token": True,
+            **{name: token for name, token in names.items() if token is not None},
+            "add_bos_token": special.begins,
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,
             "model_max_length": 1 << 20,
-            "chat_template": CHAT_TEMPLATE,
         }
+        contents = {"tokenizer.json": self.backend.to_str(pretty=False)}
+        if special.template is not None:
+            config["chat_template"] = contents["chat_template.jinja"] = special.template
         if self.simplify:
             config["simplify"] = True
-        contents = (
-            self.backend.to_str(pretty=False),
-            json.dumps(config, ensure_ascii=False, indent=2) + "\n",
-            CHAT_TEMPLATE,
-        )
+        contents["tokenizer_config.json"] = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in zip(_FILES, contents, strict=True):
+        for name, content in contents.items():
             (folder / name).write_text(content, encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
@@ -373,17 +371,20 @@ class Tokenizer:
 
 @contextlib.contextmanager
 def whole(what: str, remedy: str) -> Iterator[None]:
-    """Turns whatever the library raises into a ModelError; where its Rust code panics that is no Exception."""
+    """Turns whatever the library raises into a ModelError; where its Rust code panics that is no Exception.
+
+    ``what`` is a file's path, or words.
+    """
     try:
         yield
     except (ModelError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise ModelError(f"{what} is damaged ({reason}); {remedy}") from None
+        raise ModelError(pointer(Path(what)) or f"{what} is damaged ({reason}); {remedy}") from None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON object, empty where the file is not there. Error: ModelError."""
     with whole(str(path), _remedy(path.parent)):
         values = json.loads(path.read_bytes()) if path.exists() else {}
@@ -407,7 +408,7 @@ def _special(folder: Path, backend: _Backend, config: dict[str, Any]) -> Special
         said = said.get("content") if isinstance(said, dict) else said
         return said if isinstance(said, str) else None
 
-    bos, ends = name("bos_token"), _json(folder / "generation_config.json").get("eos_token_id")
+    bos = name("bos_token")
     first = backend.encode("a").ids[:1]
     template = config.get("chat_template")
     if isinstance(template, list):  # several by name, in older folders
@@ -423,8 +424,15 @@ def _special(folder: Path, backend: _Backend, config: dict[str, Any]) -> Special
         bool(bos)
         and (bool(config.get("add_bos_token")) or first == [backend.token_to_id(bos or "")]),
         template if isinstance(template, str) else None,
-        tuple(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int),
+        ends_of(folder),
     )
+
+
+def ends_of(folder: Path) -> tuple[int, ...]:
+    """The tokens that end an answer: of generation_config.json, or where there is none of config.json. Error: ModelError."""
+    own = folder / "generation_config.json"
+    said = read_object(own if own.exists() else folder / "config.json").get("eos_token_id")
+    return tuple(i for i in (said if isinstance(said, list) else [said]) if type(i) is int)
 
 
 def _closes(raw: bytes) -> bool:

@@ -7,7 +7,8 @@ size an AdamW update has, so both share rates and weight decay:
     M <- mu*M + G;   O = NewtonSchulz(G + mu*M);   W <- W - lr*(0.2*sqrt(max(A,B))*O + wd*W)
 
 One matrix is what the model multiplies by on its own: in each expert the gate and the up projection, the two halves of
-W_DKV|W_KR, and in each head W_UK and W_UV, W_UQ and W_QR, each by itself. Embedding, head, router and norms are left to
+W_DKV|W_KR, and in each head W_UK and W_UV, W_UQ and W_QR, each by itself; with grouped queries each head of queries,
+keys or values, of which there are fewer. Embedding, head, router and norms are left to
 AdamW: their rows or entries are used one by one, which an orthogonal update would ignore.
 """
 
@@ -21,6 +22,8 @@ import torch
 
 from shenhong.model.config import ModelConfig
 from shenhong.numerics.muon import decayed_add_, nesterov_, newton_schulz
+
+_OF_HEADS = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
 
 
 def matrix_views(name: str, tensor: torch.Tensor, config: ModelConfig) -> list[torch.Tensor]:
@@ -36,6 +39,8 @@ def matrix_views(name: str, tensor: torch.Tensor, config: ModelConfig) -> list[t
         return [tensor]
     if name.endswith("kv_a_proj_with_mqa.weight"):
         return [part[None] for part in tensor.split([config.kv_lora_rank, config.qk_rope_head_dim])]
+    if config.attention == "gqa" and name.endswith(_OF_HEADS):
+        return [tensor.unflatten(0, (-1, config.head_dim))]
     if name.endswith(("q_proj.weight", "q_b_proj.weight", "k_proj.weight", "kv_b_proj.weight")):
         heads, nope = config.num_attention_heads, config.qk_nope_head_dim
         per_head = tensor.view(heads, -1, tensor.shape[1])
