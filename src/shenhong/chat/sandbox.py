@@ -73,10 +73,9 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 # Methods of a text that look for their first argument in it, and filters that write what they are given.
-LOOKING = frozenset(
-    "count endswith find index partition removeprefix removesuffix replace rfind rindex rpartition rsplit split "
-    "startswith".split()
-)
+ENDS = ("startswith", "endswith", "removeprefix", "removesuffix", "partition", "rpartition")
+PLACES = ("count", "find", "index", "replace", "rfind", "rindex", "rsplit", "split")
+LOOKING = frozenset((*ENDS, *PLACES))
 WRITING = frozenset(("d", "default", "format", "join"))
 
 
@@ -141,8 +140,8 @@ class Marks:
         if isinstance(node, nodes.Filter) and field == "args":
             return node.name in WRITING or (node.name == "replace" and number == 1)
         if isinstance(node, nodes.Call) and field == "args":
-            looks = isinstance(node.node, nodes.Getattr) and node.node.attr in LOOKING | {"get"}
-            return not looks or (node.node.attr == "replace" and number == 1)
+            method = node.node.attr if isinstance(node.node, nodes.Getattr) else ""
+            return method not in LOOKING | {"get"} or (method == "replace" and number == 1)
         keys = (nodes.Getitem, "arg"), (nodes.Pair, "key"), (nodes.Keyword, "key")
         return field != "test" and not any(isinstance(node, k) and field == f for k, f in keys)
 
@@ -159,7 +158,8 @@ class Marks:
             if node.node.attr in LOOKING and node.args:
                 method = nodes.Const(node.node.attr)
                 found = _filtered(node.node.node, "looked", method, *node.args)
-                found.kwargs, found.dyn_args, found.dyn_kwargs = node.kwargs, node.dyn_args, node.dyn_kwargs
+                for rest in ("kwargs", "dyn_args", "dyn_kwargs"):
+                    setattr(found, rest, getattr(node, rest))
                 return found
         elif isinstance(node, nodes.Filter) and node.name == "replace" and node.args and node.node:
             text = _filtered(node.node, "string")
@@ -219,7 +219,8 @@ def main(path: str, listener: socket.socket, seconds: float) -> None:
     try:
         plain, tree = made.from_string(given["source"]), made.parse(given["source"])
         names = sorted({name.name for name in tree.find_all(nodes.Name)})
-        code = made.compile(marks.marked(tree))
+        marks.marked(tree)
+        code = made.compile(tree)
         marked = Template.from_code(made, code, made.make_globals(None))
         facts: dict = {"names": names}
     except (TemplateError, RecursionError) as error:
