@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as Backend
 
 from shenhong.chat.template import Template
+from shenhong.errors import RequestError
 from shenhong.tokenizer import Tokenizer
 from tests.tokenizer.kinds import KINDS, theirs
 
@@ -154,3 +156,67 @@ def test_an_answer_begins_inside_of_thinking_only_where_the_template_says_so(
         for text in ("hello", "<think>", "a </think> < b"):
             assert asyncio.run(template.prompt(asked(text)))[1]
             assert not asyncio.run(template.prompt(asked(text), None, False))[1]
+
+
+PARTS = (  # SmolVLM, Idefics 3
+    "<s>{% for message in messages %}{{ message['role'] | capitalize }}: {% for line in message['content'] %}"
+    "{% if line['type'] == 'text' %}{{ line['text'] }}{% endif %}{% endfor %}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+MIXED = PARTS.replace(
+    "{% for line in", "{% if message['role'] == 'system' %}{{ message['content'] }}{% else %}{% for line in"
+).replace("{% endfor %}</s>", "{% endfor %}{% endif %}</s>")  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "texts"), [(PARTS, ()), (MIXED, ("system",)), (ZEPHYR, ("system", "user", "assistant"))])  # fmt: skip
+def test_a_template_that_reads_parts_is_given_parts(
+    source: str, texts: tuple[str, ...], tmp_path: Path
+) -> None:
+    beside = saved(tmp_path, KINDS["ByteLevel"](*added()), source)
+    messages = [{"role": "system", "content": "again"}, *asked("the fox", "yes", "a < b")]
+    parts = [
+        m if m["role"] in texts else m | {"content": [{"type": "text", "text": m["content"]}]}
+        for m in messages
+    ]
+    wanted = beside.apply_chat_template(parts, add_generation_prompt=True, return_dict=False)
+    assert prompt(tmp_path, messages) == wanted
+    assert "the fox" in beside.decode(wanted)
+
+
+def test_templates_by_name_are_taken_as_transformers_takes_them(tmp_path: Path) -> None:
+    tools = "\n{% if tools %}{{ tools[0]['function']['name'] }}\n{% endif %}"
+    named = {"tool_use": f"{tools}{ZEPHYR}\n", "default": f" {ZEPHYR}", "rag": "?"}
+    beside = theirs(KINDS["ByteLevel"](*added()), named)  # type: ignore[arg-type]
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    for old in (False, True):
+        folder = tmp_path / str(old)
+        beside.save_pretrained(folder, save_jinja_files=not old)
+        assert (folder / "additional_chat_templates" / "rag.jinja").exists() != old
+        with Template(folder, Tokenizer.load(folder), 5.0) as template:
+            for tools_given in ([], [tool]):
+                wanted = beside.apply_chat_template(
+                    asked("yes"), tools=tools_given or None, return_dict=False
+                )
+                assert (
+                    asyncio.run(template.prompt(asked("yes"), None, False, tools_given))[0]
+                    == wanted
+                )
+
+
+def test_templates_without_a_default_are_named(tmp_path: Path) -> None:
+    beside = theirs(KINDS["ByteLevel"](), {"rag": ZEPHYR, "tool_use": ZEPHYR})  # type: ignore[arg-type]
+    beside.save_pretrained(tmp_path, save_jinja_files=False)
+    with pytest.raises(ValueError, match="no default"):
+        beside.apply_chat_template(asked("yes"))
+    with pytest.raises(RequestError, match="called rag, tool_use, and none is the default"):
+        prompt(tmp_path, asked("yes"))
+
+
+def test_a_template_in_chat_template_json_is_read(tmp_path: Path) -> None:
+    beside = saved(tmp_path, KINDS["ByteLevel"](*added()), ZEPHYR)
+    (tmp_path / "chat_template.jinja").unlink()
+    assert Tokenizer.load(tmp_path).special.template is None
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": ZEPHYR}))
+    assert prompt(tmp_path, asked("yes")) == beside.apply_chat_template(
+        asked("yes"), add_generation_prompt=True, return_dict=False
+    )

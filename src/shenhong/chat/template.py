@@ -16,14 +16,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from shenhong.chat import sandbox
-from shenhong.chat.tool_calls import PROBE_TEXT, PROBE_TOOL, format_of, probes
+from shenhong.chat.tool_calls import PROBE_TEXT, PROBE_TOOL, PROBE_WORDS, format_of, probes
 from shenhong.chat.tool_formats import ToolFormat
 from shenhong.errors import RequestError, ServeError
 from shenhong.tokenizer import Tokenizer
@@ -77,6 +77,7 @@ class Template:
         self.variables = frozenset(facts["names"])
         self.thinking = "<think>" in self.source
         self.tools = "tools" in self.variables
+        self.parted = self._parted()
         self.tool_format, self.calls_in_text = self._calls()
         self._gate = asyncio.Semaphore(AT_ONCE)
         self.marks = {  # of calls, where they are special tokens
@@ -114,12 +115,41 @@ class Template:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _parted(self) -> frozenset[str]:
+        """The roles whose messages it reads as lists of parts alone: as one text they would be lost."""
+        found: set[str] = set()
+        asked = [{"role": "user", "content": "?"}]
+        for role, before, after in (
+            ("user", [], []),
+            ("assistant", asked, asked),
+            ("system", [], asked),
+        ):
+            messages = [*before, {"role": role, "content": PROBE_WORDS}, *after]
+            try:
+                if not self._shows(_in_parts(messages, found)) and self._shows(
+                    _in_parts(messages, found | {role})
+                ):
+                    found.add(role)
+            except (OSError, ValueError):
+                break  # it loops or explodes
+        return frozenset(found)
+
+    def _shows(self, messages: list[dict[str, Any]]) -> bool:
+        variables = {"messages": messages, "tools": None, "add_generation_prompt": False}
+        try:
+            return PROBE_WORDS in self._probe(variables)
+        except KeyError:
+            return False  # it refuses
+
     def _calls(self) -> tuple[ToolFormat | None, bool]:
         """How calls of tools are read, None where they cannot be, and whether the template takes arguments as text."""
         tools = {"tools": [PROBE_TOOL], "add_generation_prompt": False}
         for arguments in (json.loads(PROBE_TEXT), PROBE_TEXT) if self.tools else ():
             try:
-                made = [self._probe({"messages": shown} | tools) for shown in probes(arguments)]
+                made = [
+                    self._probe({"messages": _in_parts(shown, self.parted)} | tools)
+                    for shown in probes(arguments)
+                ]
             except (OSError, ValueError, KeyError):
                 continue  # it refuses, loops or explodes
             if found := format_of(*made):
@@ -162,6 +192,7 @@ class Template:
         for message in plain:
             if self.tokenizer.simplify and isinstance(text := message.get("content"), str):
                 message["content"] = normalise(text)
+        plain = _in_parts(plain, self.parted)
         given = {"messages": plain, "tools": list(tools) or None, **(more or {})}
         bare = self.tokenizer.special.template is None
         marked = not bare and any(map(self._may_name, _strings(given)))
@@ -218,6 +249,16 @@ class Template:
                 "template",
             )
         return result["text"]
+
+
+def _in_parts(messages: Iterable[dict[str, Any]], roles: Collection[str]) -> list[dict[str, Any]]:
+    """The messages, those of these roles with their text as a list of one part."""
+    return [
+        message | {"content": [{"type": "text", "text": message["content"]}]}
+        if message["role"] in roles and isinstance(message.get("content"), str)
+        else message
+        for message in messages
+    ]
 
 
 def _strings(value: Any) -> Iterator[str]:

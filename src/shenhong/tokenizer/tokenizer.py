@@ -528,22 +528,42 @@ def _special(folder: Path, backend: _Backend, config: dict[str, Any]) -> Special
 
     bos, ends = name("bos_token"), _json(folder / "generation_config.json").get("eos_token_id")
     first = backend.encode("a").ids[:1]
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several by name, in older folders
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
-    if (path := folder / "chat_template.jinja").exists():
-        with whole(str(path), _remedy(folder)):
-            template = path.read_text(encoding="utf-8")
     return Special(
         bos,
         name("eos_token"),
         name("pad_token"),
         bool(bos)
         and (bool(config.get("add_bos_token")) or first == [backend.token_to_id(bos or "")]),
-        template if isinstance(template, str) else None,
+        _template(folder, config),
         tuple(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int),
     )
+
+
+def _template(folder: Path, config: dict[str, Any]) -> str | None:
+    """The chat template, wherever a folder has it; of several by name the one that transformers takes.
+
+    As there, "tool_use" serves where tools are offered and "default" otherwise; without a default, a template that says so.
+    """
+    given = config.get("chat_template") or _json(folder / "chat_template.json").get("chat_template")
+    if isinstance(given, list):  # in older folders
+        given = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
+    named = dict(given) if isinstance(given, dict) else {"default": given}
+    with whole(str(folder / "chat_template.jinja"), _remedy(folder)):
+        for path in (folder / "additional_chat_templates").glob("*.jinja"):
+            named[path.stem] = path.read_text(encoding="utf-8")
+        if (path := folder / "chat_template.jinja").exists():
+            named["default"] = path.read_text(encoding="utf-8")
+    named = {str(name): text for name, text in named.items() if isinstance(text, str)}
+    if not named:
+        return None
+    without = f"its chat templates are called {', '.join(sorted(named))}, and none is the default; copy one to chat_template.jinja"
+    if "default" not in named:
+        named["default"] = f"{{{{ raise_exception({json.dumps(without)}) }}}}"
+    if "tool_use" not in named:
+        return named["default"]
+    # Each begins on a line of its own and ends as a file of its own, so that jinja trims white space there as it would.
+    tools, default = (text.removesuffix("\n") for text in (named["tool_use"], named["default"]))
+    return "{% if tools %}\n" + tools + "{%+ else %}\n" + default + "{%+ endif %}"
 
 
 def _closes(raw: bytes) -> bool:
