@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as Backend
+from transformers import AutoTokenizer
 
 from shenhong.chat.template import Template
 from shenhong.errors import RequestError
@@ -105,6 +106,28 @@ def test_ids_are_those_of_apply_chat_template(kind: str, flags: str, tmp_path: P
                     asked(*texts), add_generation_prompt=True, return_dict=False
                 )
                 assert asyncio.run(template.prompt(asked(*texts)))[0] == wanted
+
+
+def test_flags_and_tokens_may_stand_in_tokenizer_config_alone(tmp_path: Path) -> None:
+    backend = KINDS["Metaspace first"](*added())
+    saved(tmp_path, backend, QWEN3)
+    path, number = tmp_path / "tokenizer_config.json", backend.get_vocab_size()
+    said = {
+        "content": "<|user|>",
+        "lstrip": True,
+        "rstrip": True,
+        "normalized": False,
+        "special": True,
+    }
+    more = {str(backend.token_to_id("<|user|>")): said, str(number): said | {"content": "<|new|>"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"added_tokens_decoder": more}))
+    beside = AutoTokenizer.from_pretrained(tmp_path)
+    wanted = beside.apply_chat_template(
+        asked(" fox "), add_generation_prompt=True, return_dict=False
+    )
+    assert beside.convert_tokens_to_ids("<|new|>") == number
+    assert prompt(tmp_path, asked(" fox ")) == wanted
+    assert number not in prompt(tmp_path, asked("<|new|>"))  # special, and written by a caller
 
 
 def test_a_template_reads_messages_as_they_were_sent(tmp_path: Path) -> None:

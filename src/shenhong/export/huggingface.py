@@ -42,6 +42,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
 )
 SHARD_BYTES = 4_000_000_000
 # Embeddings may be padded past the tokenizer (DeepSeek-V3 pads by 465), but not by this much.

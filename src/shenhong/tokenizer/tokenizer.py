@@ -229,6 +229,8 @@ class Tokenizer:
                 raise ModelError(f"{path}: a continuing_subword_prefix is not read")
             backend = _Backend.from_str(json.dumps(values))
             config = _json(folder / "tokenizer_config.json")
+            with whole(str(folder / "tokenizer_config.json"), remedy):
+                backend.add_tokens(_added(backend, config))
             return cls(backend, bool(config.get("simplify")), _special(folder, backend, config))
 
     def save(self, folder: Path) -> None:
@@ -518,6 +520,22 @@ def _remedy(folder: Path) -> str:
     return "run the tokenizer stage again"
 
 
+def _added(backend: _Backend, config: dict[str, Any]) -> list[AddedToken]:
+    """What tokenizer_config.json says of added tokens otherwise than tokenizer.json: there transformers believes it."""
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+    def facts(token: AddedToken) -> tuple[bool, ...]:
+        return tuple(getattr(token, flag) for flag in flags)
+
+    known = {t.content: facts(t) for t in backend.get_added_tokens_decoder().values()}
+    said = sorted((config.get("added_tokens_decoder") or {}).items(), key=lambda one: int(one[0]))
+    tokens = [
+        AddedToken(token["content"], **{flag: token[flag] for flag in flags if flag in token})
+        for _, token in said
+    ]
+    return [t for t in tokens if t.content and known.get(t.content) != facts(t)]
+
+
 def _special(folder: Path, backend: _Backend, config: dict[str, Any]) -> Special:
     """As transformers reads it from tokenizer_config.json and the files beside it."""
 
@@ -547,7 +565,7 @@ def _template(folder: Path, config: dict[str, Any]) -> str | None:
     given = config.get("chat_template") or _json(folder / "chat_template.json").get("chat_template")
     if isinstance(given, list):  # in older folders
         given = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
-    named = dict(given) if isinstance(given, dict) else {"default": given}
+    named: dict[str, Any] = dict(given) if isinstance(given, dict) else {"default": given}
     with whole(str(folder / "chat_template.jinja"), _remedy(folder)):
         for path in (folder / "additional_chat_templates").glob("*.jinja"):
             named[path.stem] = path.read_text(encoding="utf-8")
