@@ -59,17 +59,6 @@ def test_plain_messages_are_rendered_as_transformers_does(tiny: Tiny, template: 
     assert asyncio.run(template.prompt(messages))[0] == wanted
 
 
-def test_every_private_character_at_once_is_refused(template: Template) -> None:
-    every = "".join(map(chr, range(0xE000, 0xF900)))
-    for without, said in (("\uf8ff", every[:-1]), ("", every)):
-        message = [{"role": "user", "content": said}]
-        if without:
-            assert asyncio.run(template.prompt(message))
-        else:
-            with pytest.raises(RequestError, match="private use"):
-                asyncio.run(template.prompt(message))
-
-
 def test_a_long_rendering_of_any_characters_arrives(tiny: Tiny, tmp_path: Path) -> None:
     folder = with_template(tiny.run / "model", tmp_path / "model", "{{ '\U0001f600' * 3900000 }}")
     with Template(folder, Tokenizer.load(folder), 60.0) as made:

@@ -233,7 +233,7 @@ def test_older_ways_of_saying_it(folder, tmp_path):
     config = tmp_path / "tokenizer_config.json"
     assert Tokenizer.load(tmp_path).special == Special(None, None, None, False, None)
     assert Tokenizer.load(tmp_path).encode_prompt("fox") == Tokenizer.load(tmp_path).encode("fox")
-    named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "y"}]
+    named = [{"name": "rag", "template": "x"}, {"name": "default", "template": "y"}]
     said = {"eos_token": {"content": "<|end|>", "lstrip": False}, "chat_template": named}
     config.write_text(json.dumps(said | {"bos_token": "<|begin|>", "add_bos_token": True}))
     loaded = Tokenizer.load(tmp_path)

@@ -13,6 +13,7 @@ from openai import OpenAI
 
 from shenhong.engine import Sampling
 from shenhong.llm import LLM
+from shenhong.tokenizer import Tokenizer
 from shenhong.tokenizer.tokenizer import CHAT_TEMPLATE
 from tests.conftest import Tiny
 from tests.serve.running import Running, begin_with, in_step, running, with_template
@@ -392,6 +393,18 @@ def test_a_prompt_of_no_tokens_is_refused(tiny: Tiny, tmp_path: Path) -> None:
         reply = server.chat()
         error = reply.json()["error"]
         assert (reply.status_code, error["code"], error["param"]) == (400, "empty_prompt", "messages")  # fmt: skip
+
+
+def test_the_name_of_a_message_reaches_the_template(tiny: Tiny, tmp_path: Path) -> None:
+    source = "{% for m in messages %}{{ m.name | default(m.role) }}: {{ m.content }}{% endfor %}"
+    folder = with_template(tiny.run / "model", tmp_path / "model", source)
+    with running(folder, tmp_path / "data") as server:
+        messages = [
+            {"role": "user", "name": "li", "content": "长"},
+            {"role": "user", "content": "城"},
+        ]
+        tokens = server.http.post("/tokenize", json={"messages": messages}).json()["tokens"]
+        assert Tokenizer.load(folder).decode(tokens) == "li: 长user: 城"
 
 
 def test_thinking_goes_into_its_own_field(tiny: Tiny, tmp_path: Path) -> None:

@@ -164,7 +164,8 @@ def test_damaged_files_are_named(tmp_path, content):
 @pytest.mark.parametrize(
     "name, content",
     [
-        ("tokenizer_config.json", b"{"), ("tokenizer_config.json", b"[]"), ("generation_config.json", b"\xff"),
+        ("tokenizer_config.json", b"{"), ("tokenizer_config.json", b"[]"), ("tokenizer_config.json", b'{"added_tokens_decoder": {"a": 1}}'),
+        ("generation_config.json", b"\xff"),
         ("generation_config.json", b"5"), ("chat_template.jinja", b"\xff"), ("tokenizer.json", b"{"),
     ],
 )  # fmt: skip

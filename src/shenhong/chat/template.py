@@ -1,8 +1,9 @@
 """A model's own chat template: from messages to the tokens of its prompt.
 
 The template comes with the model and the messages from a caller, so neither is trusted: `sandbox` renders, this asks.
-What callers write can never become a special token: in their text a mark is put inside everything that could begin
-the name of one, the rendered text is cut at the names that are left, and the mark is taken out again.
+The template reads messages as they were sent, and its text becomes tokens as the library makes them of it. What callers
+write can never become a special token: where their text holds anything of a name of one, the names that the template
+itself writes are rendered with a mark in them, and only those are tokens.
 """
 
 from __future__ import annotations
@@ -15,25 +16,26 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from shenhong.chat import sandbox
-from shenhong.chat.tool_calls import PROBE_TEXT, PROBE_TOOL, format_of, probes
+from shenhong.chat.tool_calls import PROBE_TEXT, PROBE_TOOL, PROBE_WORDS, format_of, probes
 from shenhong.chat.tool_formats import ToolFormat
 from shenhong.errors import RequestError, ServeError
 from shenhong.tokenizer import Tokenizer
 from shenhong.tokenizer.normalise import normalise
+from shenhong.tokenizer.tokenizer import NEVER
 
 AT_ONCE = 8  # renderings
 LONG = 10_000  # characters
 START_SECONDS = 10.0
 SECONDS = 2.0  # one rendering may take by default
 # Of a model that was never tuned to talk: it goes on with the bare text.
-CONTINUE = "{{ begin }}{{ messages | map(attribute='content') | join('\n') }}"
-NEVER = "(?!)"  # matches nothing: the pattern of a tokenizer without special tokens
+CONTINUE = "{{ messages | map(attribute='content') | join('\n') }}"
 OURS = {
     "messages",
     "add_generation_prompt",
@@ -41,13 +43,7 @@ OURS = {
     "eos_token",
     "pad_token",
     "tools",
-    "begin",
 }
-
-
-def _escaped(character: int) -> str:
-    """As JSON in ASCII writes it."""
-    return f"\\u{character:04x}"
 
 
 class Template:
@@ -59,8 +55,14 @@ class Template:
         self.tokenizer, self.seconds = tokenizer, seconds
         self._folder = tempfile.TemporaryDirectory(prefix="shenhong-")
         self._address = str(Path(self._folder.name) / "template")
-        path = Path(self._folder.name) / "chat_template.jinja"
-        path.write_text(self.source, encoding="utf-8")
+        names = tokenizer.names
+        starts = (f"{re.escape(n[0])}(?={re.escape(n[1:2])}|\\Z)" for n in names)
+        begins = "|".join(dict.fromkeys(starts)) or NEVER
+        first = "|".join({re.escape(name[0]) for name in names}) or NEVER
+        self._first = re.compile(first)  # of a name
+        path = Path(self._folder.name) / "template.json"
+        given = {"source": self.source, "mark": tokenizer.mark, "begins": begins}
+        path.write_text(json.dumps(given), encoding="utf-8")
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self._address)
             listener.listen(128)
@@ -75,10 +77,9 @@ class Template:
         self.variables = frozenset(facts["names"])
         self.thinking = "<think>" in self.source
         self.tools = "tools" in self.variables
+        self.parted = self._parted()
         self.tool_format, self.calls_in_text = self._calls()
         self._gate = asyncio.Semaphore(AT_ONCE)
-        special = [t.content for t in tokenizer.backend.get_added_tokens_decoder().values()]
-        names = sorted(filter(None, special), key=len, reverse=True)
         self.marks = {  # of calls, where they are special tokens
             id: token.content
             for id, token in tokenizer.backend.get_added_tokens_decoder().items()
@@ -86,10 +87,6 @@ class Template:
             and self.tool_format
             and token.content in self.tool_format.call("", PROBE_TEXT)
         }
-        self._special = {name: tokenizer.backend.token_to_id(name) or 0 for name in names}
-        self._cut = re.compile("(" + ("|".join(map(re.escape, names)) or NEVER) + ")")
-        starts = (f"{re.escape(n[0])}(?={re.escape(n[1:2])}|\\Z)" for n in names)
-        self._begins = re.compile("|".join(dict.fromkeys(starts)) or NEVER)
 
     def _facts(self, model: Path) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -118,12 +115,41 @@ class Template:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _parted(self) -> frozenset[str]:
+        """The roles whose messages it reads as lists of parts alone: as one text they would be lost."""
+        found: set[str] = set()
+        asked = [{"role": "user", "content": "?"}]
+        for role, before, after in (
+            ("user", [], []),
+            ("assistant", asked, asked),
+            ("system", [], asked),
+        ):
+            messages = [*before, {"role": role, "content": PROBE_WORDS}, *after]
+            try:
+                if not self._shows(_in_parts(messages, found)) and self._shows(
+                    _in_parts(messages, found | {role})
+                ):
+                    found.add(role)
+            except (OSError, ValueError):
+                break  # it loops or explodes
+        return frozenset(found)
+
+    def _shows(self, messages: list[dict[str, Any]]) -> bool:
+        variables = {"messages": messages, "tools": None, "add_generation_prompt": False}
+        try:
+            return PROBE_WORDS in self._probe(variables)
+        except KeyError:
+            return False  # it refuses
+
     def _calls(self) -> tuple[ToolFormat | None, bool]:
         """How calls of tools are read, None where they cannot be, and whether the template takes arguments as text."""
         tools = {"tools": [PROBE_TOOL], "add_generation_prompt": False}
         for arguments in (json.loads(PROBE_TEXT), PROBE_TEXT) if self.tools else ():
             try:
-                made = [self._probe({"messages": shown} | tools) for shown in probes(arguments)]
+                made = [
+                    self._probe({"messages": _in_parts(shown, self.parted)} | tools)
+                    for shown in probes(arguments)
+                ]
             except (OSError, ValueError, KeyError):
                 continue  # it refuses, loops or explodes
             if found := format_of(*made):
@@ -134,19 +160,18 @@ class Template:
         with socket.socket(socket.AF_UNIX) as to:
             to.settimeout(self.seconds + 1)
             to.connect(self._address)
-            to.sendall(json.dumps(self._names() | variables).encode() + b"\n")
+            to.sendall(self._asked(variables))
             with to.makefile("rb") as lines:
                 return json.loads(lines.readline())["text"]
 
-    def _names(self) -> dict[str, str]:
-        """Of the special tokens, as templates ask for them."""
+    def _asked(self, variables: dict[str, Any], marked: bool = False) -> bytes:
         tokenizer = self.tokenizer
-        return {
+        own = {
             "bos_token": self._name(tokenizer.bos_id),
             "eos_token": self._name(tokenizer.eos_id),
             "pad_token": self._name(tokenizer.pad_id),
-            "begin": "".join(map(self._name, tokenizer.begin)),
         }
+        return json.dumps({"variables": variables, "own": own, "marked": marked}).encode() + b"\n"
 
     def _name(self, token: int) -> str:
         return self.tokenizer.backend.id_to_token(token) or ""
@@ -167,54 +192,32 @@ class Template:
         for message in plain:
             if self.tokenizer.simplify and isinstance(text := message.get("content"), str):
                 message["content"] = normalise(text)
+        plain = _in_parts(plain, self.parted)
         given = {"messages": plain, "tools": list(tools) or None, **(more or {})}
-        written = json.dumps(given, ensure_ascii=False)
-        private = map(chr, range(0xE000, 0xF900))
-        mark = next(
-            (c for c in private if c not in written and _escaped(ord(c)) not in written), None
-        )
-        if mark is None:
-            raise RequestError(
-                "every character for private use stands in it; leave one out", "messages"
-            )
-        variables = {
-            "add_generation_prompt": generation,
-            **self._names(),
-            **self._marked(given, mark),
-        }
-        text = await self._render(variables)
-        long = len(text) > LONG  # is cut in another thread, so that others go on
-        ids = (
-            await asyncio.to_thread(self._tokens, text, mark) if long else self._tokens(text, mark)
-        )
-        thinking = self.thinking and text.rfind("<think>") > text.rfind("</think>")
-        return ids, generation and thinking and text.rstrip().endswith("<think>")
+        bare = self.tokenizer.special.template is None
+        marked = not bare and any(map(self._may_name, _strings(given)))
+        text = await self._render({"add_generation_prompt": generation, **given}, marked)
+        encode = partial(self._encode, text, bare, marked)
+        # A long one is cut in another thread, so that others go on.
+        ids = await asyncio.to_thread(encode) if len(text) > LONG else encode()
+        thinks = text.replace(self.tokenizer.mark, "").rstrip().endswith("<think>")
+        return ids, generation and self.thinking and thinks
 
     def prompt_now(self, messages: Iterable[Mapping[str, Any]]) -> list[int]:
         """The tokens alone, for callers without an event loop, or in the middle of one. Errors: as `prompt`."""
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(lambda: asyncio.run(self.prompt(messages))).result()[0]
 
-    def _marked(self, value: Any, mark: str) -> Any:
-        """With the mark inside of everything in it that could begin the name of a special token."""
-        if isinstance(value, str):
-            return self._begins.sub(lambda found: found[0] + mark, value)
-        if isinstance(value, dict):  # the template asks for keys by name
-            keys = (key if key.isidentifier() else self._marked(key, mark) for key in value)
-            return dict(zip(keys, (self._marked(v, mark) for v in value.values()), strict=True))
-        return [self._marked(v, mark) for v in value] if isinstance(value, list) else value
+    def _may_name(self, text: str) -> bool:
+        """Whether a caller's text holds what a name of a special token begins with, as it is or as it will be read."""
+        return any(map(self._first.search, (text, self.tokenizer.normalised(text))))
 
-    def _tokens(self, text: str, mark: str) -> list[int]:
-        text = text.replace(_escaped(ord(mark)), mark)  # of a template that writes JSON in ASCII
-        ids: list[int] = []
-        for piece in self._cut.split(text):
-            if piece in self._special:
-                ids.append(self._special[piece])
-            elif piece:
-                ids += self.tokenizer.encode(piece.replace(mark, ""))
-        return ids
+    def _encode(self, text: str, bare: bool, marked: bool) -> list[int]:
+        if bare:
+            return [*self.tokenizer.begin, *self.tokenizer.encode(text)]
+        return self.tokenizer.encode_rendered(text, marked)
 
-    async def _render(self, variables: dict[str, Any]) -> str:
+    async def _render(self, variables: dict[str, Any], marked: bool = False) -> str:
         too_long = RequestError(
             f"the model's chat template did not finish within {self.seconds:g} s on these messages",
             "messages",
@@ -227,7 +230,7 @@ class Template:
                     limit=13 * sandbox.CHARACTERS,  # "\\ud83d\\ude00" is one
                 )
                 try:
-                    writer.write(json.dumps(variables).encode() + b"\n")
+                    writer.write(self._asked(variables, marked))
                     await writer.drain()
                     line = await reader.readline()
                 finally:
@@ -246,3 +249,26 @@ class Template:
                 "template",
             )
         return result["text"]
+
+
+def _in_parts(messages: Iterable[dict[str, Any]], roles: Collection[str]) -> list[dict[str, Any]]:
+    """The messages, those of these roles with their text as a list of one part."""
+    return [
+        message | {"content": [{"type": "text", "text": message["content"]}]}
+        if message["role"] in roles and isinstance(message.get("content"), str)
+        else message
+        for message in messages
+    ]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in it, those that name something too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            yield key
+            yield from _strings(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _strings(one)

@@ -30,13 +30,31 @@ class _Vocabulary:
     """What llguidance asks of a tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, bytes_of: list[bytes]) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.bytes_of = tokenizer, bytes_of
         self.eos_token_id, self.bos_token_id = tokenizer.eos_id, tokenizer.bos_id
         self.special_token_ids = [id for id, written in enumerate(bytes_of) if not written]
         self.tokens = [written or f"<{id}>".encode() for id, written in enumerate(bytes_of)]
+        self._ids = {written: id for id, written in enumerate(bytes_of) if written}
+        self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text)
+        """Tokens that write just this text: the tokenizer's own, unless it changes what it reads."""
+        wanted = text.encode()
+        ids = self.tokenizer.encode_inside(text)
+        if b"".join(self.bytes_of[id] for id in ids) == wanted:
+            return ids
+        return self._longest_first(wanted)
+
+    def _longest_first(self, wanted: bytes) -> list[int]:
+        ids, at = list[int](), 0
+        while at < len(wanted):
+            ends = range(min(len(wanted), at + self._longest), at, -1)
+            end = next((end for end in ends if wanted[at:end] in self._ids), None)
+            if end is None:
+                break  # the vocabulary cannot write it
+            ids.append(self._ids[wanted[at:end]])
+            at = end
+        return ids
 
 
 class Grammars:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import codecs
 import re
 
-from tokenizers import decoders
-
 from shenhong.tokenizer import Tokenizer
 from shenhong.tokenizer.tokenizer import byte_alphabet
 
@@ -23,16 +21,15 @@ def token_bytes(tokenizer: Tokenizer, vocabulary: int) -> list[bytes]:
     Byte-level tokens are spelled in GPT-2's alphabet; in SentencePiece's way "▁" is a space and "<0x0A>" a byte.
     """
     backend = tokenizer.backend
-    pieces = not isinstance(backend.decoder, decoders.ByteLevel)
     table = {character: byte for byte, character in byte_alphabet().items()}
     special = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
     found = []
     for id in range(tokenizer.vocab_size):
         word = "" if id in special else backend.id_to_token(id) or ""
-        if pieces:
+        if not tokenizer.byte_level:
             byte = _BYTE.fullmatch(word)
             found.append(bytes([int(byte[1], 16)]) if byte else word.replace("▁", " ").encode())
-        elif all(character in table for character in word):
+        elif id not in tokenizer.literal and all(character in table for character in word):
             found.append(bytes(table[character] for character in word))
         else:
             found.append(word.encode())

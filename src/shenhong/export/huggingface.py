@@ -43,6 +43,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
 )
 GENERATION = "generation_config.json"
 SHARD_BYTES = 4_000_000_000

@@ -64,6 +64,10 @@ _ONE_IDEOGRAPH = f"[{_SCRIPT}]"
 _ONE = re.compile(_ONE_IDEOGRAPH)
 _OTHERS = re.compile(f"[^{_SCRIPT}\\0]+")  # texts are joined by \\0 where this is used
 
+NEVER = "(?!)"  # matches nothing: the pattern of a tokenizer without special tokens
+# By these a step of the library writes something before a text: Metaspace, ByteLevel and Prepend.
+NO_PREFIX = {"prepend_scheme": "never", "add_prefix_space": False, "prepend": ""}
+
 
 class TokenizerSettings(BaseModel):
     """How the tokenizer is trained."""
@@ -224,6 +228,8 @@ class Tokenizer:
                 raise ModelError(f"{path}: a continuing_subword_prefix is not read")
             backend = _Backend.from_str(json.dumps(values))
             config = read_object(folder / "tokenizer_config.json")
+            with whole(str(folder / "tokenizer_config.json"), remedy):
+                backend.add_tokens(_added(backend, config))
             return cls(backend, bool(config.get("simplify")), _special(folder, backend, config))
 
     def save(self, folder: Path) -> None:
@@ -258,18 +264,43 @@ class Tokenizer:
 
         Error: RequestError when it is not valid Unicode.
         """
-        try:
+        with _unicode():
             if not self.own:
                 return self._merged([text])[0].tolist()
             return self.encode_many([text])[0].tolist() if text else []
-        except UnicodeEncodeError as error:
-            raise RequestError(
-                f"character {error.start + 1} is half of a surrogate pair; send valid Unicode text"
-            ) from None
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Ids of text that goes on from other text: without the mark some tokenizers write before a first word."""
+        with _unicode():
+            ids = self._inside.encode(text, add_special_tokens=False).ids
+            return [self._meant.get(id, id) for id in ids]
+
+    def encode_rendered(self, text: str, marked: bool = False) -> list[int]:
+        """Ids of what a chat template wrote, as the library cuts a text at its special tokens.
+
+        Every name of a special token in it is that token. `marked`: only those with `mark` behind their first character
+        are, all others are text, and the marks are taken out.
+        Error: RequestError when it is not valid Unicode.
+        """
+        with _unicode():
+            if not marked:
+                return self.backend.encode(text, add_special_tokens=False).ids
+            text = self._with_mark.sub(
+                lambda name: self._secret[name[0].replace(self.mark, "", 1)], text
+            )
+            ids = self._bare.encode(text.replace(self.mark, ""), add_special_tokens=False).ids
+            return [self._meant.get(id, id) for id in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids without special tokens; bytes that are no character become U+FFFD."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
+        text, run = "", list[int]()
+        for id in ids:
+            if id in self.literal:
+                text += self.backend.decode(run, skip_special_tokens=True) + self.literal[id]
+                run = []
+            else:
+                run.append(id)
+        return text + self.backend.decode(run, skip_special_tokens=True)
 
     def encode_prompt(self, message: str) -> list[int]:
         """Ids of our chat template for one user message, up to where the answer begins.
@@ -314,30 +345,100 @@ class Tokenizer:
                 [texts[n] for n in marked], add_special_tokens=False
             )
             for n, item in zip(marked, bare, strict=True):
-                result[n] = np.array(item.ids, np.int32)
+                result[n] = np.array([self._meant.get(id, id) for id in item.ids], np.int32)
         return result
+
+    @functools.cached_property
+    def _added(self) -> dict[int, AddedToken]:
+        return self.backend.get_added_tokens_decoder()
 
     @functools.cached_property
     def _marked(self) -> np.ndarray:
         """[ids] bool: the special tokens, also those that are only special by their looks."""
         marked = np.zeros(self.vocab_size, bool)
-        added = self.backend.get_added_tokens_decoder().items()
-        marked[[id for id, t in added if t.special or t.content.startswith("<")]] = True
+        marked[[id for id, t in self._added.items() if t.special or t.content.startswith("<")]] = 1
         return marked
 
     @functools.cached_property
+    def _secret(self) -> dict[str, str]:
+        """To the name of each special token one that nobody can write."""
+        return {
+            token.content: f"{id}x{secrets.token_hex(16)}"
+            for id, token in self._added.items()
+            if self._marked[id] and token.content
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """Of the special tokens, the longer first."""
+        return sorted(self._secret, key=len, reverse=True)
+
+    @functools.cached_property
+    def mark(self) -> str:
+        """What a chat template's own names of special tokens are told by; nobody can write it."""
+        return secrets.token_hex(8)
+
+    @functools.cached_property
+    def _with_mark(self) -> re.Pattern[str]:
+        """Finds the names that have the mark behind their first character."""
+        alone = {token.content for token in self._added.values() if token.single_word}
+        found = []
+        for name in self.names:
+            written = re.escape(name[0]) + self.mark + re.escape(name[1:])
+            found.append(rf"(?<!\w){written}(?!\w)" if name in alone else written)
+        return re.compile("|".join(found) or NEVER)
+
+    @functools.cached_property
     def _bare(self) -> _Backend:
-        """The same tokenizer, but that it knows no special token by its name."""
-        values, kept = json.loads(self.backend.to_str()), []
-        vocabulary = self.backend.get_vocab(with_added_tokens=False)
+        """The same tokenizer, but that it knows its special tokens by their secret names. Ids: see `_meant`."""
+        values = json.loads(self.backend.to_str())
         for token in values["added_tokens"]:
-            if self._marked[token["id"]]:
-                if token["content"] in vocabulary:
-                    continue
-                # Its number must stay taken: a name that nobody can write.
-                token["content"] = f"{token['id']}{secrets.token_hex(16)}"
-            kept.append(token)
-        return _Backend.from_str(json.dumps(values | {"added_tokens": kept}))
+            if secret := self._secret.get(token["content"]):
+                token |= {"content": secret, "single_word": False}  # looked at where they are found
+                # Where text is changed at its beginning, a name that is looked for behind that would not be found.
+                token["normalized"] &= self.normalised(secret) == secret
+        return _Backend.from_str(json.dumps(values))
+
+    @functools.cached_property
+    def _meant(self) -> dict[int, int]:
+        """Ids of added tokens in `_bare` that are others here."""
+        bare = self._bare.get_added_tokens_decoder().items()
+        known = {self._secret.get(t.content, t.content): id for id, t in self._added.items()}
+        return {id: known[token.content] for id, token in bare}
+
+    def normalised(self, text: str) -> str:
+        """As the library reads it, before it cuts it into words. Error: RequestError when it is not valid Unicode."""
+        with _unicode():
+            text.encode()
+            return self.backend.normalizer.normalize_str(text) if self.backend.normalizer else text
+
+    @functools.cached_property
+    def _inside(self) -> _Backend:
+        """`_bare` without what it writes before a text."""
+        values = json.loads(self._bare.to_str())
+        for step in (*_steps(values["normalizer"]), *_steps(values["pre_tokenizer"])):
+            step |= {name: value for name, value in NO_PREFIX.items() if name in step}
+        return _Backend.from_str(json.dumps(values))
+
+    @functools.cached_property
+    def byte_level(self) -> bool:
+        """Whether tokens are spelled in GPT-2's alphabet of bytes."""
+        decoder = json.loads(self.backend.to_str())["decoder"]
+        return any(step["type"] == "ByteLevel" for step in _steps(decoder))
+
+    @functools.cached_property
+    def literal(self) -> dict[int, str]:
+        """What added tokens write whose letters (ö, č) a byte-level decoder would take for bytes."""
+        if not self.byte_level:
+            return {}
+        alphabet = set(byte_alphabet().values())
+        return {
+            id: token.content
+            for id, token in self._added.items()
+            if not token.special
+            and not token.content.isascii()
+            and alphabet.issuperset(token.content)
+        }
 
     def _characters(self) -> np.ndarray:
         """For each code point the id of its token, or -1 where only merging can tell.
@@ -367,6 +468,26 @@ class Tokenizer:
                 table[ord(character)] = number
         table[ord("<")] = -1  # may begin the name of a special token
         return table
+
+
+@contextlib.contextmanager
+def _unicode() -> Iterator[None]:
+    """Error: RequestError for text that is not valid Unicode."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"character {error.start + 1} is half of a surrogate pair; send valid Unicode text"
+        ) from None
+
+
+def _steps(step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """A normalizer, pre-tokenizer or decoder of tokenizer.json, and those that are nested in it."""
+    if step is not None:
+        yield step
+        for name in ("normalizers", "pretokenizers", "decoders"):
+            for nested in step.get(name) or ():
+                yield from _steps(nested)
 
 
 @contextlib.contextmanager
@@ -400,6 +521,22 @@ def _remedy(folder: Path) -> str:
     return "run the tokenizer stage again"
 
 
+def _added(backend: _Backend, config: dict[str, Any]) -> list[AddedToken]:
+    """What tokenizer_config.json says of added tokens otherwise than tokenizer.json: there transformers believes it."""
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+    def facts(token: AddedToken) -> tuple[bool, ...]:
+        return tuple(getattr(token, flag) for flag in flags)
+
+    known = {t.content: facts(t) for t in backend.get_added_tokens_decoder().values()}
+    said = sorted((config.get("added_tokens_decoder") or {}).items(), key=lambda one: int(one[0]))
+    tokens = [
+        AddedToken(token["content"], **{flag: token[flag] for flag in flags if flag in token})
+        for _, token in said
+    ]
+    return [t for t in tokens if t.content and known.get(t.content) != facts(t)]
+
+
 def _special(folder: Path, backend: _Backend, config: dict[str, Any]) -> Special:
     """As transformers reads it from tokenizer_config.json and the files beside it."""
 
@@ -410,20 +547,13 @@ def _special(folder: Path, backend: _Backend, config: dict[str, Any]) -> Special
 
     bos = name("bos_token")
     first = backend.encode("a").ids[:1]
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several by name, in older folders
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
-    if (path := folder / "chat_template.jinja").exists():
-        with whole(str(path), _remedy(folder)):
-            template = path.read_text(encoding="utf-8")
     return Special(
         bos,
         name("eos_token"),
         name("pad_token"),
         bool(bos)
         and (bool(config.get("add_bos_token")) or first == [backend.token_to_id(bos or "")]),
-        template if isinstance(template, str) else None,
+        _template(folder, config),
         ends_of(folder),
     )
 
@@ -433,6 +563,35 @@ def ends_of(folder: Path) -> tuple[int, ...]:
     own = folder / "generation_config.json"
     said = read_object(own if own.exists() else folder / "config.json").get("eos_token_id")
     return tuple(i for i in (said if isinstance(said, list) else [said]) if type(i) is int)
+
+
+def _template(folder: Path, config: dict[str, Any]) -> str | None:
+    """The chat template, wherever a folder has it; of several by name the one that transformers takes.
+
+    As there, "tool_use" serves where tools are offered and "default" otherwise; without a default, a template that says so.
+    """
+    given = config.get("chat_template") or read_object(folder / "chat_template.json").get(
+        "chat_template"
+    )
+    if isinstance(given, list):  # in older folders
+        given = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
+    named: dict[str, Any] = dict(given) if isinstance(given, dict) else {"default": given}
+    with whole(str(folder / "chat_template.jinja"), _remedy(folder)):
+        for path in (folder / "additional_chat_templates").glob("*.jinja"):
+            named[path.stem] = path.read_text(encoding="utf-8")
+        if (path := folder / "chat_template.jinja").exists():
+            named["default"] = path.read_text(encoding="utf-8")
+    named = {str(name): text for name, text in named.items() if isinstance(text, str)}
+    if not named:
+        return None
+    without = f"its chat templates are called {', '.join(sorted(named))}, and none is the default; copy one to chat_template.jinja"
+    if "default" not in named:
+        named["default"] = f"{{{{ raise_exception({json.dumps(without)}) }}}}"
+    if "tool_use" not in named:
+        return named["default"]
+    # Each begins on a line of its own and ends as a file of its own, so that jinja trims white space there as it would.
+    tools, default = (text.removesuffix("\n") for text in (named["tool_use"], named["default"]))
+    return "{% if tools %}\n" + tools + "{%+ else %}\n" + default + "{%+ endif %}"
 
 
 def _closes(raw: bytes) -> bool:

@@ -31,6 +31,8 @@ def template_messages(
             "role": "system" if message.role == "developer" else message.role,
             "content": text_of_content(message.content),
         }
+        if message.name is not None:
+            plain["name"] = message.name
         if message.reasoning_content is not None:
             plain["reasoning_content"] = thought_before(model, message.reasoning_content, where)
         if message.role == "tool" or message.tool_calls or message.tool_call_id:
