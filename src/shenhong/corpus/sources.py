@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shenhong.corpus.read import find
+from shenhong.corpus.find import find
 from shenhong.corpus.settings import CorpusSettings
 from shenhong.runs.files import beside, digest
 
@@ -17,8 +17,8 @@ from shenhong.runs.files import beside, digest
 def record(settings: CorpusSettings, run: Path) -> dict[str, dict[str, Any]]:
     """Size, time of change (ns) and SHA-256 of every source by its path as ``run`` keeps it. Errors: DataError."""
     return {
-        beside(path, run): {**_look(path), "sha256": digest(path)}
-        for path in find(settings, Path("."))
+        beside(file.path, run): {**_look(file.path), "sha256": digest(file.path)}
+        for file in find(settings, Path(".")).files
     }
 
 
@@ -37,7 +37,8 @@ def changed(recorded: dict[str, dict[str, Any]], settings: CorpusSettings, run: 
         touched = any(was[what] != now for what, now in _look(path).items())
         if touched and digest(path) != was["sha256"]:
             return f"{path} was changed"
-    new = set(find(settings, Path("."))) - set(paths.values())
+    here = {file.path.resolve() for file in find(settings, Path(".")).files}
+    new = here - set(paths.values())
     return f"{min(new)} was added" if new else None
 
 
