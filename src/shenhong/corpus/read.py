@@ -7,7 +7,6 @@ an error as well, all of them at once. Memory holds one batch, whatever the size
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ BATCH, _CHARACTERS = 8192, 4_000_000  # a batch holds at most so many records an
 _TRIED = 100  # records of a file of which none can be read: it is not read further
 _NAMED, _LISTED = 3, 100  # faults that a message names, files that the report lists
 _ABSENT = object()
-_HALF = re.compile("[\ud800-\udfff]")
 
 
 class Reading:
@@ -50,24 +48,22 @@ class Reading:
     def __iter__(self) -> Iterator[Columns]:
         self.say(self.found.summary())
         progress = Progress(self.say, self.found.size)
-        names = ("id", "text", *self.extra)
-        batch: Columns = {name: [] for name in names}
+        gathered: list[tuple[str, ...]] = []
         size = done = 0
         for file in self.found.files:
             length = file.path.stat().st_size
             with open(file.path, "rb") as opened:
                 source = Source(file.path, opened)
                 for record in self._records(file, source):
-                    for name, value in zip(names, record, strict=True):
-                        batch[name].append(value)
+                    gathered.append(record)
                     size += len(record[1])
-                    if len(batch["id"]) >= BATCH or size >= _CHARACTERS:
-                        yield self._count(batch, size)
+                    if len(gathered) >= BATCH or size >= _CHARACTERS:
+                        yield self._batch(gathered, size)
                         progress.at(done + source.share * length, self.records)
-                        batch, size = {name: [] for name in names}, 0
+                        gathered, size = [], 0
             done += length
-        if batch["id"]:
-            yield self._count(batch, size)
+        if gathered:
+            yield self._batch(gathered, size)
         self._judge()
 
     def summary(self) -> dict[str, Any]:
@@ -81,10 +77,14 @@ class Reading:
             "faults": self.faults,
         }
 
-    def _count(self, batch: Columns, size: int) -> Columns:
-        self.records += len(batch["id"])
+    def _batch(self, records: list[tuple[str, ...]], size: int) -> Columns:
+        self.records += len(records)
         self.characters += size
-        return batch
+        names = ("id", "text", *self.extra)
+        return {
+            name: list(column)
+            for name, column in zip(names, zip(*records, strict=True), strict=True)
+        }
 
     def _records(self, file: File, source: Source) -> Iterator[tuple[str, ...]]:
         """(id, text, extra fields) of what can be read of a file."""
@@ -126,14 +126,11 @@ class Reading:
         text = _text(row.fields, self.settings.field)
         name = row.fields.get(self.settings.id_field)
         others = (_field(row.fields, field) for field in self.extra)
-        record = (
+        return (
             f"{file.name}:{row.place}" if name is None else str(name),
             text,
             *("" if value is None or value is _ABSENT else str(value) for value in others),
         )
-        if any(_HALF.search(value) for value in record):
-            raise _UnreadableError("half of a surrogate pair is not text")
-        return record
 
     def _judge(self) -> None:
         """Say what was skipped. Error: DataError where that is too much."""

@@ -10,9 +10,9 @@ import bz2
 import gzip
 import io
 import lzma
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol, cast
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 LONGEST = 64 << 20
 """Bytes of one line or one JSON value; a longer one is a fault, for it would have to be held in memory."""
@@ -58,15 +58,15 @@ class Format(Protocol):
         ...
 
 
-def _unpack_zstd(file: BinaryIO) -> BinaryIO:
+def _unpack_zstd(file: BinaryIO) -> io.BufferedReader:
     import pyarrow as pa
 
-    return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(file, "zstd")))
+    return io.BufferedReader(pa.CompressedInputStream(file, "zstd"))
 
 
-PACKED = {
-    ".gz": lambda file: cast(BinaryIO, gzip.GzipFile(fileobj=file)),
+PACKED: dict[str, Callable[[BinaryIO], Any]] = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file),
     ".zst": _unpack_zstd,
-    ".bz2": lambda file: cast(BinaryIO, bz2.BZ2File(file)),
-    ".xz": lambda file: cast(BinaryIO, lzma.LZMAFile(file)),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
 }

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from shenhong.corpus.formats.base import LONGEST, Row, Source
+from shenhong.corpus.formats.jsonl import row_of
 
 ENDINGS = (".json",)
 UNIT = "record"
@@ -24,15 +25,13 @@ _BLOCK = 1 << 16
 
 def rows(source: Source, wanted: tuple[str, ...]) -> Iterator[Row]:
     number = 0
-    for value in _values(source.stream):
+    for value, written in _values(source.stream):
         for record in _listed(value, wanted[0]) if isinstance(value, dict) else [value]:
             number += 1
-            if isinstance(record, dict):
-                yield Row(number, record)
-            elif isinstance(record, ValueError):
+            if isinstance(record, ValueError):
                 yield Row(number, {}, f"is not JSON ({record})")
             else:
-                yield Row(number, {}, "is JSON, but no record with fields")
+                yield row_of(number, record, written)
 
 
 def _listed(record: dict[str, Any], field: str) -> list[Any]:
@@ -41,8 +40,11 @@ def _listed(record: dict[str, Any], field: str) -> list[Any]:
     return tables[0] if field not in record and len(tables) == 1 else [record]
 
 
-def _values(stream: BinaryIO) -> Iterator[Any]:
-    """The values of the outermost list, or those that follow one another; an error for a line that is none."""
+def _values(stream: BinaryIO) -> Iterator[tuple[Any, str]]:
+    """The values of the outermost list, or those that follow one another, as they are written.
+
+    An error stands for a line that is none.
+    """
     decoder, parser = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
     text, at, more = decoder.decode(stream.read(_BLOCK)), 0, True
     listed, by_line = text.lstrip().startswith("["), False
@@ -59,7 +61,7 @@ def _values(stream: BinaryIO) -> Iterator[Any]:
         except json.JSONDecodeError as error:
             line_end = text.find("\n", at)
             if by_line and line_end >= 0:
-                yield error
+                yield error, ""
                 at = line_end
             elif more and len(text) - at <= LONGEST:
                 block = stream.read(max(_BLOCK, len(text) - at))
@@ -71,5 +73,5 @@ def _values(stream: BinaryIO) -> Iterator[Any]:
                 raise
             continue
         by_line = not listed and "\n" not in text[at:end]
-        yield value
+        yield value, text[at:end]
         at = end

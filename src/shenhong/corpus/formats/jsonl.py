@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from shenhong.corpus.formats.base import LONGEST, Row, Source
 
@@ -13,6 +14,8 @@ ENDINGS = (".jsonl", ".ndjson")
 UNIT = "line"
 TABULAR = True
 PACKABLE = True
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # most are halves of whole pairs
 
 
 def rows(source: Source, wanted: tuple[str, ...]) -> Iterator[Row]:
@@ -36,13 +39,24 @@ def _record(number: int, line: bytes) -> Row:
     if len(line) > LONGEST:
         return Row(number, {}, f"is longer than {LONGEST >> 20} MB")
     try:
-        record = json.loads(line.decode("utf-8"))
+        text = line.decode("utf-8")
+        record = json.loads(text)
     except UnicodeDecodeError as error:
         return Row(number, {}, f"byte {error.start + 1} is not UTF-8; convert the file")
     except json.JSONDecodeError as error:
         return Row(number, {}, f"is not JSON ({error.msg})")
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 1,000 brackets
         return Row(number, {}, f"is not JSON ({error})")
-    if not isinstance(record, dict):
+    return row_of(number, record, text)
+
+
+def row_of(number: int, value: Any, source: str) -> Row:
+    """The row of a JSON value that was written as ``source``."""
+    if not isinstance(value, dict):
         return Row(number, {}, "is JSON, but no record with fields")
-    return Row(number, record)
+    if _SURROGATE.search(source):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return Row(number, {}, "half of a surrogate pair is not text")
+    return Row(number, value)

@@ -26,9 +26,11 @@ def rows(source: Source, wanted: tuple[str, ...]) -> Iterator[Row]:
         # One group of rows after the other: iter_batches would read ahead through the whole file.
         for group in range(file.num_row_groups):
             for batch in file.iter_batches(_ROWS, [group], columns, use_threads=False):
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield Row(number, fields)
+                names = batch.schema.names
+                values = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+                for place, row in enumerate(values, number + 1):
+                    yield Row(place, dict(zip(names, row, strict=True)))
+                number += batch.num_rows
                 source.share = number / max(total, 1)
 
 
