@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 Log = Callable[[str], None]
 
 
+class TooLittleError(DataError):
+    """Not every part has text; what there is was written all the same."""
+
+
 def refine(
     settings: CorpusSettings, domain: Domain, base: Path, out: Path, seed: int, log: Log
 ) -> dict:
@@ -47,7 +51,7 @@ def refine(
 
     Writes {train,valid,test}.parquet (columns id, prompt, text and those of the domain) and report.json, whose
     content is returned.
-    Errors: DataError (a file is missing, empty or damaged; too little is left); OSError (the disk is full).
+    Errors: DataError (a file is missing, empty or damaged), TooLittleError; OSError (the disk is full).
     """
     out.mkdir(parents=True, exist_ok=True)
     stage = out / ".stage.parquet"
@@ -100,12 +104,12 @@ def _refine(
     part = _split(settings, names, live, stage, seed, steps["split"])
     summaries.append(steps["split"].summary(log))
     written = _write(names, part, stage, out)
-    for name, count in written.items():
-        if not count["records"]:
-            raise DataError(
-                f"nothing is left for {name}.parquet: {live.sum()} records passed; "
-                "add text or raise corpus.held_out"
-            )
+    empty = [f"{name}.parquet" for name, count in written.items() if not count["records"]]
+    if empty:
+        raise TooLittleError(
+            f"nothing is left for {' and '.join(empty)}: {live.sum()} records passed; "
+            "add text or raise corpus.held_out"
+        )
     report = {
         "settings": settings.model_dump(exclude={"paths"}),  # the recipe has them
         "seed": seed,
