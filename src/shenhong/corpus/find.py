@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from shenhong.corpus.formats import PACKED, Format, endings, format_of
+from shenhong.corpus.formats import Format, ending, format_of, listed
 from shenhong.corpus.settings import CorpusSettings
 from shenhong.errors import DataError
 
@@ -38,7 +38,7 @@ class Found(NamedTuple):
 
     def summary(self) -> str:
         """What is read, and what is not, in a line."""
-        kinds = Counter(_ending(file.path.name) for file in self.files)
+        kinds = Counter("".join(ending(file.path.name)) for file in self.files)
         said = f"files: {_listed(kinds)} ({self.size / 1e6:,.1f} MB)"
         return said + (f"; passed over: {reasons(self.passed)}" if self.passed else "")
 
@@ -136,7 +136,7 @@ def _sorted_out(
         kind, name = format_of(path.name), _text(str(path.relative_to(root)))
         why = _fault(path, kind, tabular)
         if named and not kind:
-            raise DataError(f"cannot read {path}: kinds that are read are {endings()}")
+            raise DataError(f"cannot read {path}: kinds that are read are {listed()}")
         if named and not path.stat().st_size:
             raise DataError(f"{path} is empty; remove it from corpus.paths or fetch it again")
         if kind and (named or not why):
@@ -164,15 +164,9 @@ def reasons(passed: list[tuple[str, str]]) -> str:
     """How many files of which endings are passed over, by reason."""
     by_reason: dict[str, Counter[str]] = {}
     for name, why in passed:
-        by_reason.setdefault(why, Counter())[_ending(name)] += 1
+        by_reason.setdefault(why, Counter())["".join(ending(name)) or "without ending"] += 1
     said = "; ".join(f"{_listed(counts)} {why}" for why, counts in by_reason.items())
-    return f"{said} (kinds that are read: {endings()})" if _OTHER in by_reason else said
-
-
-def _ending(name: str) -> str:
-    *_, name = name.split("/")
-    stem, last = os.path.splitext(name)
-    return os.path.splitext(stem)[1] + last if last.lower() in PACKED else last or name
+    return f"{said} (kinds that are read: {listed()})" if _OTHER in by_reason else said
 
 
 def _listed(counts: Counter[str]) -> str:

@@ -36,7 +36,7 @@ class Corpus(Stage):
                 raise TooLittleError("; ".join(faults)) from None
         return {
             "kept": report.get("kept"),
-            "sources": recorded,
+            **recorded,
             "train_sha256": digest(context.path / self.output / "train.parquet"),
         }
 

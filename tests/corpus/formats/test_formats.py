@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shenhong.corpus.formats import endings, format_of, text
+from shenhong.corpus import formats
+from shenhong.corpus.formats import format_of, listed, text
 from shenhong.corpus.formats.base import Row, Source
+from tests.test_extending import example
 
 
 def rows(path, wanted=("text",)):
@@ -63,7 +65,24 @@ def test_a_kind_is_what_the_name_ends_in():
         "a.gz.zst",
     ):
         assert not format_of(name), name
-    assert ".parquet" in endings() and ".zst" in endings()
+    assert listed().startswith(".json, .jsonl, .ndjson, .parquet, .txt")
+    assert listed().endswith("; all but .parquet also as .gz, .zst, .bz2, .xz")
+
+
+def test_a_kind_of_file_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "srt.py").write_text(example("corpus/formats/srt.py"))
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+    formats._by_ending.cache_clear()
+    try:
+        path = tmp_path / "film.srt"
+        path.write_text(
+            "1\n00:01 --> 00:03\nGood evening.\nWho is it?\n\n2\n00:04 --> 00:05\nMe.\n"
+        )
+        said = "Good evening.\nWho is it?\nMe.\n"
+        assert rows(path, ("body",)) == [Row(1, {"body": said})]
+        assert ".srt" in listed()
+    finally:
+        formats._by_ending.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ A new kind is one module here (base.py says what it offers); its endings are the
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from functools import cache
 from typing import cast
 
 from shenhong.corpus.formats.base import PACKED, Format
 
-__all__ = ["PACKED", "Format", "endings", "format_of"]
+__all__ = ["PACKED", "Format", "ending", "endings", "format_of", "listed"]
 
 
 @cache
@@ -24,13 +25,23 @@ def _by_ending() -> dict[str, Format]:
 
 def format_of(name: str) -> Format | None:
     """The kind that a file's name says it is; None for one that is not read."""
-    stem, dot, last = name.lower().rpartition(".")
-    if f".{last}" in PACKED:
-        kind = format_of(stem)
-        return kind if kind and kind.PACKABLE else None
-    return _by_ending().get(dot + last)
+    last, *packed = ending(name)
+    kind = _by_ending().get(last)
+    return kind if kind and (kind.PACKABLE or not packed) else None
 
 
-def endings() -> str:
+def ending(name: str) -> list[str]:
+    """What a name ends in, and how it is packed if it is: [".txt"], [".txt", ".gz"]."""
+    stem, last = os.path.splitext(name.lower())
+    return [*ending(stem)[:1], last] if last in PACKED else [last]
+
+
+def endings() -> list[str]:
+    """Of all kinds."""
+    return list(_by_ending())
+
+
+def listed() -> str:
     """The endings of all kinds, for a message."""
-    return f"{', '.join(_by_ending())}, and {', '.join(PACKED)} of those that are text"
+    whole = [last for last, kind in _by_ending().items() if not kind.PACKABLE]
+    return f"{', '.join(endings())}; all but {', '.join(whole)} also as {', '.join(PACKED)}"
