@@ -51,6 +51,14 @@ def test_where_paths_begin(tmp_path, monkeypatch):
     assert changed.init == str(tmp_path / "here" / "model")
 
 
+def test_characters_are_simplified_only_where_a_recipe_asks(tmp_path):
+    assert not load(written(tmp_path, MINIMAL)).corpus.simplify
+    verse = MINIMAL.replace('"text"', '"verse"')
+    assert load(written(tmp_path, verse)).corpus.simplify
+    # As runs of 0.1.0 hold it: it was the default of every kind.
+    assert load(written(tmp_path, MINIMAL + "simplify = true\n")).corpus.simplify
+
+
 def test_a_recipe_with_a_byte_order_mark(tmp_path):
     path = tmp_path / "bom.toml"
     path.write_text("\ufeff" + MINIMAL, encoding="utf-8")

@@ -88,10 +88,12 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path):
     (tmp_path / "b.parquet").write_bytes(b"PAR1 no parquet file PAR1")
     (tmp_path / "c.txt.gz").write_bytes(b"no gzip")
     (tmp_path / "d.jsonl").write_text('{"body": "b"}\n' * 300)
+    (tmp_path / "e.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DataError) as caught:
         rows(tmp_path, ".")
     for part in (r"a.jsonl, line 2: is not JSON", "b.parquet is damaged", "c.txt.gz is damaged"):
         assert part in str(caught.value)
+    assert "2 of 3 records" in str(caught.value) and "e.txt, line 1: byte 0xe9" in str(caught.value)
     assert "d.jsonl, line 1: there is no field 'text' (fields here: body)" in str(caught.value)
 
 
@@ -142,6 +144,12 @@ def test_what_holds_no_text_in_a_folder_is_passed_over(tmp_path):
     reading = Reading(CorpusSettings(paths=["."]), tmp_path, say=said.append)
     assert [batch["text"] for batch in reading] == [["a"]]
     assert said[-1] == "passed over besides: 1 .txt, 1 .json without a text in 'text'"
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(DataError, match=r"info.json, record 1: .* \(fields here: splits\)"):
+        rows(tmp_path, ".")
+    (tmp_path / "dataset_info.json").unlink()
+    with pytest.raises(DataError, match=r"^no text in \."):
+        rows(tmp_path, ".")
 
 
 def test_bad_parquet(tmp_path):
@@ -171,8 +179,8 @@ def test_reading_gives_a_sign_of_life(tmp_path, monkeypatch):
     for _ in Reading(CorpusSettings(paths=["."]), tmp_path, say=said.append):
         pass
     assert said[0].startswith("files: 1 .jsonl (0.0 MB)")
-    assert len(said) == 11 and all("records/s, about" in line for line in said[1:])
-    assert said[5].startswith("read 50 records, 0 of 0 MB (")
+    assert len(said) == 11 and said[-1].endswith("about 0 s left)")
+    assert said[5].startswith("reading: 50 records, ") and "records/s, about" in said[5]
 
 
 def test_memory_is_one_batch(tmp_path, monkeypatch):

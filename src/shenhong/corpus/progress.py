@@ -1,4 +1,4 @@
-"""A sign of life while much is read: how far it is, how fast it goes, how long it will take."""
+"""A sign of life while much text passes: how far it is, how fast it goes, how long it will take."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ EVERY = 10.0  # seconds
 
 
 class Progress:
-    def __init__(self, say: Callable[[str], None], total: int) -> None:
-        """``total``: bytes of all files, as they lie on the disk."""
-        self.say, self.total = say, total
+    def __init__(self, say: Callable[[str], None], what: str) -> None:
+        self.say, self.what = say, what
         self.started = self.said = time.monotonic()
 
-    def at(self, done: float, records: int) -> None:
-        """So many bytes and records were read; says so now and then."""
+    def at(self, share: float, records: int) -> None:
+        """This share of all, so many records, is done; says so now and then."""
         now = time.monotonic()
         if now - self.said < EVERY:
             return
         self.said, passed = now, max(now - self.started, 1e-9)
-        left = passed * (self.total - done) / max(done, 1)
+        left = passed * (1 / min(max(share, 1e-9), 1) - 1)
         self.say(
-            f"read {records:,} records, {done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB "
-            f"({records / passed:,.0f} records/s, about {max(left, 0):,.0f} s left)"
+            f"{self.what}: {records:,} records, {share:.0%} "
+            f"({records / passed:,.0f} records/s, about {left:,.0f} s left)"
         )

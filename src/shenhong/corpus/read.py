@@ -44,10 +44,12 @@ class Reading:
         self.faults: list[str] = []  # the first three
         self.damaged: list[str] = []  # files, and how
         self.passed: list[tuple[str, str]] = []  # files that turned out to hold nothing, and why
+        self.lone: list[str] = []  # the faults of some of those
 
     def __iter__(self) -> Iterator[Columns]:
         self.say(self.found.summary())
-        progress = Progress(self.say, self.found.size)
+        progress = Progress(self.say, "reading")
+        total = max(self.found.size, 1)
         gathered: list[tuple[str, ...]] = []
         size = done = 0
         for file in self.found.files:
@@ -59,7 +61,7 @@ class Reading:
                     size += len(record[1])
                     if len(gathered) >= BATCH or size >= _CHARACTERS:
                         yield self._batch(gathered, size)
-                        progress.at(done + source.share * length, self.records)
+                        progress.at((done + source.share * length) / total, self.records)
                         gathered, size = [], 0
             done += length
         if gathered:
@@ -88,37 +90,37 @@ class Reading:
 
     def _records(self, file: File, source: Source) -> Iterator[tuple[str, ...]]:
         """(id, text, extra fields) of what can be read of a file."""
-        good = 0
+        good = bad = 0
         faults: list[str] = []
-        where = f"{file.path}, {file.kind.UNIT}"
         try:
             for row in file.kind.rows(source, self.wanted):
                 try:
                     record = self._record(file, row)
                 except _UnreadableError as fault:
-                    faults.append(f"{where} {row.place}: {fault}")
-                    if not good and len(faults) == _TRIED:
+                    bad += 1
+                    if len(faults) < _NAMED:
+                        faults.append(f"{file.path}, {file.kind.UNIT} {row.place}: {fault}")
+                    if not good and bad == _TRIED:
                         break
                     continue
                 good += 1
                 yield record
-        except (
-            Exception
-        ) as error:  # of gzip, zlib, lzma, Arrow, json: they share no class of their own
+        except Exception as error:  # gzip, lzma, Arrow and json share no class of their own
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             self.damaged.append(f"{file.path} is damaged ({reason}); fetch or build it again")
             return
-        lone = len(faults) == 1 and file.kind.TABULAR  # settings, or what tells of a data set
-        if not good and not file.named and (lone or not faults):
+        # A lone record without text is settings, or what tells of a data set.
+        aside = not file.named and (not bad or (bad == 1 and file.kind.TABULAR))
+        if not good and aside:
             self.passed.append((file.name, f"without a text in {self.settings.field!r}"))
-            return
-        if not good and not faults:
+            self.lone += faults[: _NAMED - len(self.lone)]
+        elif not good and not bad:
             self.damaged.append(f"{file.path} holds no text; remove it or fetch it again")
-        if not good and len(faults) == _TRIED:
+        elif not good and bad == _TRIED:
             self.damaged.append(f"none of the first {_TRIED} records can be read: {faults[0]}")
-            return
-        self.unreadable += len(faults)
-        self.faults += faults[: _NAMED - len(self.faults)]
+        else:
+            self.unreadable += bad
+            self.faults += faults[: _NAMED - len(self.faults)]
 
     def _record(self, file: File, row: Row) -> tuple[str, ...]:
         if row.fault:
@@ -146,6 +148,8 @@ class Reading:
                 f"{skipped} cannot be read, more than corpus.max_unreadable {self.settings.max_unreadable:g} of them: "
                 f"{'; '.join(self.faults)}; mend or remove them, or set corpus.max_unreadable"
             )
+        if not total and not bad:
+            bad = self.lone or [f"no text in {', '.join(self.settings.paths)}"]
         if bad:
             raise DataError("; ".join(bad))
         if self.unreadable:

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shenhong.corpus import dedup, shingles, split
+from shenhong.corpus.progress import Progress
 from shenhong.corpus.read import Columns, Reading
 from shenhong.corpus.records import Kept, Record
 from shenhong.corpus.report import Step
@@ -101,7 +102,7 @@ def _refine(
     summaries.append(steps["exact"].summary(log))
     live = _near(settings, names, keys, rank, live, stage, steps["near"])
     summaries.append(steps["near"].summary(log))
-    part = _split(settings, names, live, stage, seed, steps["split"])
+    part = _split(settings, names, live, stage, seed, steps["split"], log)
     summaries.append(steps["split"].summary(log))
     written = _write(names, part, stage, out)
     empty = [f"{name}.parquet" for name, count in written.items() if not count["records"]]
@@ -258,6 +259,7 @@ def _split(
     stage: Path,
     seed: int,
     step: Step,
+    log: Log,
 ) -> np.ndarray:
     """The part of each record [N]: TRAIN, VALID, TEST, or -1 where it is left out."""
     with step:
@@ -267,6 +269,7 @@ def _split(
         leaked = np.full(len(names), -1)
         if len(held):
             index = split.HeldOut(_texts(stage, held))
+            progress = Progress(log, "leaks")
             for start, batch in _batches(stage):
                 rows = np.flatnonzero(part[start : start + batch.num_rows] == split.TRAIN)
                 if len(rows):
@@ -274,6 +277,8 @@ def _split(
                     overlap, whose = index.overlaps(texts)
                     bad = overlap >= settings.leak_overlap
                     leaked[start + rows[bad]] = held[whose[bad]]
+                done = start + batch.num_rows
+                progress.at(done / len(names), done)
         _report(step, "known from a held-out record", names, leaked, stage, part == split.TRAIN)
         return np.where(leaked >= 0, -1, part)
 
