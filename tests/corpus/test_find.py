@@ -111,4 +111,7 @@ def test_a_name_whose_bytes_are_no_text(tmp_path):
     path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.txt")
     with open(path, "w") as file:
         file.write("text")
-    assert names(tmp_path, ".") == ["caf\\xe9.txt"]
+    fill(tmp_path, "a.txt")
+    here = found(tmp_path, ".")
+    assert [file.name for file in here.files] == ["a.txt"]
+    assert here.passed == [("caf\\xe9.txt", "whose names are not UTF-8")]

@@ -156,6 +156,8 @@ def _fault(path: Path, kind: Format | None, tabular: bool) -> str:
         return _OTHER
     if not path.stat().st_size:
         return "that are empty"
+    if _text(str(path)) != str(path):
+        return "whose names are not UTF-8"
     about = path.name.lower().startswith(_ABOUT)
     return "about the data beside them" if tabular and about and not kind.TABULAR else ""
 
