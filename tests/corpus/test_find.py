@@ -78,6 +78,10 @@ def test_every_file_is_accounted_for(tmp_path):
     ):
         assert part in said, said
     assert len(here.passed) == 6
+    here = found(tmp_path, "**/*.md")
+    assert [file.name for file in here.files] == ["a.md"]
+    assert here.passed == [(".hidden/f.md", "hidden")]
+    assert names(tmp_path, ".hidden/*.md") == names(tmp_path, ".hidden") == ["f.md"]
 
 
 def test_a_readme_beside_data_is_not_text_to_learn(tmp_path):

@@ -134,7 +134,7 @@ def _sorted_out(
     found, others = [], []
     for path in paths:
         kind, name = format_of(path.name), _text(str(path.relative_to(root)))
-        why = _fault(path, kind, tabular)
+        why = _fault(path, name, kind, tabular)
         if named and not kind:
             raise DataError(f"cannot read {path}: kinds that are read are {listed()}")
         if named and not path.stat().st_size:
@@ -146,9 +146,9 @@ def _sorted_out(
     return found, others
 
 
-def _fault(path: Path, kind: Format | None, tabular: bool) -> str:
+def _fault(path: Path, name: str, kind: Format | None, tabular: bool) -> str:
     """Why a file that was come across is not read, if it is not."""
-    if path.name.startswith("."):
+    if any(part.startswith(".") for part in name.split("/")):
         return "hidden"
     if not path.exists():
         return "that are links to nothing"
