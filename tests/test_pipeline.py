@@ -120,11 +120,14 @@ RECORD = json.dumps({"id": "a", "title": "x", "author": "y", "paragraphs": "ç™½æ
         (None, "no corpus file at"),
         (b"", "is empty; remove it from corpus.paths"),
         (b"\n\n", "holds no text"),
-        (b'{"paragraphs": "\xff\xfe"}\n', "byte 17 is not UTF-8; convert the file to UTF-8"),
+        (b'{"paragraphs": "\xff\xfe"}\n', "line 1: byte 17 is not UTF-8; convert the file"),
         (RECORD.encode() + b'\n{"id": "b", "title": "z"}\n', "line 2"),
-        (RECORD.encode() + b'\n{"id": "b", "paragraphs": 7}\n', "holds no text; mend the record"),
+        (
+            RECORD.encode() + b'\n{"id": "b", "paragraphs": 7}\n',
+            "field 'paragraphs' holds 7, which is no text",
+        ),
         (b'{"paragraphs": "abc"', "is not JSON"),
-        (RECORD.encode(), "no record of"),
+        (RECORD.encode(), "1 not of a regulated form"),
     ],
     ids=["missing", "empty", "blank", "invalid", "textless", "number", "torn", "unfit"],
 )
@@ -143,6 +146,23 @@ def test_a_bad_corpus(
     assert not (run / "corpus").exists()
     assert content is None or corpus.read_bytes() == content
     refused("train", run, says=(corpus, says))  # going on says the same
+
+
+def test_what_is_wrong_with_a_small_text_is_told_at_once(
+    tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    text = "".join(f"Line {n} of a text that is too short.\n\n" for n in range(100))
+    (tmp_path / "a.txt").write_text(text)
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('name = "r"\nminutes = 1\n[corpus]\npaths = ["a.txt"]\nheld_out = 0.0001\n')
+    run = tmp_path / "run"
+    refused(
+        "train",
+        recipe,
+        "--run",
+        run,
+        says=("nothing is left for valid.parquet and test.parquet", "tokenizer.vocab_size 8192"),
+    )
 
 
 def test_a_corpus_that_changes_under_a_run(

@@ -34,6 +34,37 @@ def test_a_corpus_in_the_same_tree_is_frozen_relative_to_the_run(tmp_path):
     assert load(frozen) == load(path)
 
 
+def test_where_paths_begin(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    paths = '["t.txt", "~/notes", "~nobody-here/x", "/else/where"]'
+    path = written(tmp_path, 'init = "~/model"\n' + MINIMAL.replace('["t.txt"]', paths))
+    recipe = load(path)
+    assert recipe.init == str(tmp_path / "home" / "model")
+    assert recipe.corpus.paths == [
+        *(str(tmp_path / name) for name in ("t.txt", "home/notes", "~nobody-here/x")),
+        "/else/where",
+    ]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # what is given beside a recipe begins where one is
+    changed = load(path, ['corpus.paths=["a.txt", "~/b"]', "init=model"])
+    assert changed.corpus.paths == [str(tmp_path / "here" / "a.txt"), str(tmp_path / "home" / "b")]
+    assert changed.init == str(tmp_path / "here" / "model")
+
+
+def test_characters_are_simplified_only_where_a_recipe_asks(tmp_path):
+    assert not load(written(tmp_path, MINIMAL)).corpus.simplify
+    verse = MINIMAL.replace('"text"', '"verse"')
+    assert load(written(tmp_path, verse)).corpus.simplify
+    # As runs of 0.1.0 hold it: it was the default of every kind.
+    assert load(written(tmp_path, MINIMAL + "simplify = true\n")).corpus.simplify
+
+
+def test_a_recipe_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "bom.toml"
+    path.write_text("\ufeff" + MINIMAL, encoding="utf-8")
+    assert load(path).name == "m"
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

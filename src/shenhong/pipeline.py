@@ -194,8 +194,8 @@ def _heed_sources(context: Context, run: Run, stages: list[Stage]) -> None:
 
     records = run.manifest["stages"]
     for corpus in (stage for stage in stages if isinstance(stage, Corpus)):
-        recorded = records.get(corpus.name, {}).get("outputs", {}).get("sources")
-        what = recorded and sources.changed(recorded, corpus.settings, run.path)
+        outputs = records.get(corpus.name, {}).get("outputs", {})
+        what = sources.changed(outputs, corpus.settings, run.path)
         if not what:
             continue
         later = [corpus, *_readers(corpus, stages)]

@@ -1,7 +1,7 @@
 """The recipe: one TOML file that says everything about a model, from raw text to evaluation.
 
 Every setting has a type, a unit, bounds and a default; a key that is not one is an error that names the
-nearest that is. Relative corpus paths are relative to the recipe's own folder. The resolved recipe is
+nearest that is. Relative paths begin at the recipe's own folder, those with ~ at a home. The resolved recipe is
 frozen into the run folder, so that a run never depends on the file it came from again.
 
 What the table [corpus] may say depends on its kind, and what one of the [[steps]] may say on its own: the class that
@@ -253,7 +253,7 @@ def load(
 def read(path: Path, changes: list[str] | None = None) -> dict[str, Any]:
     """The tables of a recipe file, with the changes. Error: RecipeError, one line."""
     try:
-        tree = tomllib.loads(path.read_bytes().decode())
+        tree = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise RecipeError(
             f"{path} does not exist; give a recipe file such as recipes/poet.toml"
@@ -266,13 +266,11 @@ def read(path: Path, changes: list[str] | None = None) -> dict[str, Any]:
         raise RecipeError(f"{path} is not valid TOML: {error}") from None
     except RecursionError:
         raise RecipeError(f"{path} nests too deeply; a recipe has sections and settings") from None
-    own = tree.get("init")
+    # A recipe's own paths begin at its folder, those given beside it where the command was given.
+    _place(tree, path.resolve().parent)
     for change in changes or []:
         _apply(tree, change)
-    if isinstance(tree.get("init"), str):
-        # A recipe's own paths begin at its folder, one given beside it where the command was given.
-        start = path.resolve().parent if tree["init"] == own else Path.cwd()
-        tree["init"] = os.path.normpath(start / tree["init"])
+    _place(tree, Path.cwd())
     return tree
 
 
@@ -288,19 +286,32 @@ def resolve(
     no such file is touched, and what the recipe says to it is not checked.
     """
     tree = copy.deepcopy(tree)
-    if isinstance(tree.get("init"), str):
-        tree["init"] = os.path.normpath(base / tree["init"])
+    _place(tree, base)
+    for corpus in _corpora(tree):
+        kind = corpus.get("kind")
+        if run_code and isinstance(kind, str) and domains.is_file(kind):
+            run_code(Path(kind))
+    return parse(tree, source)
+
+
+def _place(tree: dict[str, Any], base: Path) -> None:
+    """Make the paths that a recipe names absolute: from the folder ``base``, those with ~ from a home."""
+
+    def placed(path: Any) -> Any:
+        if not isinstance(path, str):
+            return path
+        try:
+            return os.path.normpath(base / Path(path).expanduser())
+        except RuntimeError:  # the home of nobody: a name like any other
+            return os.path.normpath(base / path)
+
+    if "init" in tree:
+        tree["init"] = placed(tree["init"])
     for corpus in _corpora(tree):
         if isinstance(corpus.get("paths"), list):
-            corpus["paths"] = [
-                os.path.normpath(base / p) if isinstance(p, str) else p for p in corpus["paths"]
-            ]
-        kind = corpus.get("kind")
-        if isinstance(kind, str) and domains.is_file(kind):
-            corpus["kind"] = os.path.normpath(base / kind)
-            if run_code:
-                run_code(Path(corpus["kind"]))
-    return parse(tree, source)
+            corpus["paths"] = [placed(path) for path in corpus["paths"]]
+        if isinstance(corpus.get("kind"), str) and domains.is_file(corpus["kind"]):
+            corpus["kind"] = placed(corpus["kind"])
 
 
 def parse(tree: dict[str, Any], source: str) -> Recipe:

@@ -96,3 +96,9 @@ def test_a_group_of_any_size_leaves_one():
 def test_exact_duplicates_keep_the_first_id():
     repeated = dedup.exact(np.array([7, 5, 7, 5, 7], np.uint64), np.array([2, 0, 1, 3, 4]))
     assert repeated.tolist() == [2, -1, -1, 1, 2]
+
+
+def test_vowel_signs_belong_to_their_letters():
+    assert len(set(shingles.digests(["किताब", "कुतब", "कताबी", "किताब।"]))) == 3
+    _, offsets = shingles.shingles(["हिन्दी में लिखा हुआ एक छोटा वाक्य"])
+    assert np.diff(offsets).tolist() == [3]  # runs of 5 among 7 words

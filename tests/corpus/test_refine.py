@@ -158,13 +158,13 @@ def test_what_is_held_out_is_not_learnt_by_heart(tmp_path):
     assert report["splits"]["train"]["records"] > 700
 
 
-def test_a_step_without_effect_says_so(tmp_path):
+def test_clean_text_is_no_cause_for_warnings(tmp_path):
     lines: list[str] = []
     rng = random.Random(2)
     words = ["".join(rng.choices("abcdefghij", k=5)) for _ in range(2000)]
     rows = [{"id": str(n), "text": " ".join(rng.choices(words, k=60))} for n in range(300)]
     report = run(tmp_path, rows, log=lines.append, kind="text")
-    assert any(line.startswith("WARNING: exact duplicates changed nothing") for line in lines)
+    assert lines[0].startswith("files: 1 .jsonl") and not [s for s in lines if "WARNING" in s]
     assert {s["step"] for s in report["steps"] if s["changed_nothing"]} >= {
         "rules",
         "exact duplicates",
@@ -173,11 +173,52 @@ def test_a_step_without_effect_says_so(tmp_path):
     assert set(read(tmp_path / "out")["train"][0]) == {"id", "prompt", "text"}
 
 
+def test_most_of_the_text_gone_is_a_warning(tmp_path):
+    lines: list[str] = []
+    rows = [{"id": str(n), "text": "short" if n % 3 else f"{n} " * 40} for n in range(300)]
+    with pytest.raises(DataError, match="nothing is left"):
+        run(tmp_path, rows, log=lines.append, kind="text", held_out=0.001)
+    (warning,) = [line for line in lines if "WARNING" in line]
+    assert warning.startswith("WARNING: rules dropped most of the text")
+
+
+def test_text_keeps_its_script_unless_the_recipe_asks(tmp_path):
+    rng = random.Random(4)
+    rows = [
+        {"id": str(n), "text": "".join(rng.choices(CHARACTERS, k=80)) + "龍門飛甲"}
+        for n in range(300)
+    ]
+    report = run(tmp_path, rows, kind="text")
+    assert all(
+        "龍門飛甲" in row["text"] for part in read(tmp_path / "out").values() for row in part
+    )
+    assert "simplified" not in report["steps"][0]["what"]
+    report = run(tmp_path, rows, kind="text", simplify=True)
+    assert all(
+        "龙门飞甲" in row["text"] for part in read(tmp_path / "out").values() for row in part
+    )
+    assert "simplified" in report["steps"][0]["what"]
+
+
+def test_files_of_one_name_in_two_folders(tmp_path):
+    rng = random.Random(5)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write(
+            tmp_path / folder / "a.jsonl",
+            [{"text": " ".join(rng.choices("abcdefgh", k=200))} for _ in range(200)],
+        )
+    run(tmp_path, [], kind="text", paths=["one", "two"])
+    assert {row["id"][:3] for row in read(tmp_path / "out")["train"]} == {"one", "two"}
+
+
 def test_faults_have_names(tmp_path):
     rows = records(300)
     with pytest.raises(DataError, match="two records have the id 'p00003'"):
         run(tmp_path, [*rows, {**rows[3], "paragraphs": poem(random.Random(9), 7, 8)}])
-    with pytest.raises(DataError, match=r"no record of .* passed the rules"):
+    with pytest.raises(
+        DataError, match=r"none of the 1 records .* passed .*: 1 not of a regulated"
+    ):
         run(tmp_path, [{**rows[0], "paragraphs": "散文"}])
     with pytest.raises(DataError, match=r"nothing is left for (valid|test)\.parquet"):
         run(tmp_path, rows[:5], held_out=0.001)

@@ -25,7 +25,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shenhong.corpus import dedup, shingles, split
-from shenhong.corpus.read import Columns, read
+from shenhong.corpus.progress import Progress
+from shenhong.corpus.read import Columns, Reading
 from shenhong.corpus.records import Kept, Record
 from shenhong.corpus.report import Step
 from shenhong.corpus.settings import CorpusSettings
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 Log = Callable[[str], None]
 
 
+class TooLittleError(DataError):
+    """Not every part has text; what there is was written all the same."""
+
+
 def refine(
     settings: CorpusSettings, domain: Domain, base: Path, out: Path, seed: int, log: Log
 ) -> dict:
@@ -47,7 +52,7 @@ def refine(
 
     Writes {train,valid,test}.parquet (columns id, prompt, text and those of the domain) and report.json, whose
     content is returned.
-    Errors: DataError (a file is missing, empty or damaged; too little is left); OSError (the disk is full).
+    Errors: DataError (a file is missing, empty or damaged), TooLittleError; OSError (the disk is full).
     """
     out.mkdir(parents=True, exist_ok=True)
     stage = out / ".stage.parquet"
@@ -68,10 +73,13 @@ def _refine(
 ) -> dict:
     steps = {
         "normalise": Step(
-            "normalise", "Unicode NFC, white space, variants, simplified characters", rewrites=True
+            "normalise",
+            "Unicode NFC, white space"
+            + (", variants, simplified characters" if settings.simplify else ""),
+            rewrites=True,
         ),
         "rules": Step(*domain.step, rewrites=domain.rewrites),
-        "exact": Step("exact duplicates", "equal but for marks, spaces and letter case"),
+        "exact": Step("exact duplicates", "equal but for punctuation, spaces and letter case"),
         "near": Step(
             "near duplicates", f"Jaccard similarity of {settings.near_duplicate} and more"
         ),
@@ -79,29 +87,35 @@ def _refine(
             "leaks", f"training records that share {settings.leak_overlap} with a held-out one"
         ),
     }
-    names, digests, keys, counts = _stage(settings, domain, base, stage, seed, steps)
+    reading = Reading(settings, base, domain.fields, log)
+    names, digests, keys = _stage(settings, domain, reading, stage, seed, steps)
+    summaries = [steps[name].summary(log) for name in ("normalise", "rules")]
     if not len(names):
         raise DataError(
-            f"no record of {', '.join(settings.paths)} passed the rules; see the corpus settings"
+            f"none of the {reading.records:,} records of {', '.join(settings.paths)} passed the rules: "
+            f"{steps['rules'].reasons()}; see the corpus settings"
         )
     rank = np.empty(len(names), np.int64)
     rank[pc.sort_indices(names).to_numpy()] = np.arange(len(names))
     _unique(names, rank)
     live = _exact(names, digests, rank, stage, steps["exact"])
+    summaries.append(steps["exact"].summary(log))
     live = _near(settings, names, keys, rank, live, stage, steps["near"])
-    part = _split(settings, names, live, stage, seed, steps["split"])
+    summaries.append(steps["near"].summary(log))
+    part = _split(settings, names, live, stage, seed, steps["split"], log)
+    summaries.append(steps["split"].summary(log))
     written = _write(names, part, stage, out)
-    for name, count in written.items():
-        if not count["records"]:
-            raise DataError(
-                f"nothing is left for {name}.parquet: {live.sum()} records passed; "
-                "add text or raise corpus.held_out"
-            )
+    empty = [f"{name}.parquet" for name, count in written.items() if not count["records"]]
+    if empty:
+        raise TooLittleError(
+            f"nothing is left for {' and '.join(empty)}: {live.sum()} records passed; "
+            "add text or raise corpus.held_out"
+        )
     report = {
         "settings": settings.model_dump(exclude={"paths"}),  # the recipe has them
         "seed": seed,
-        "read": counts,
-        "steps": [step.summary(log) for step in steps.values()],
+        "read": reading.summary(),
+        "steps": summaries,
         "splits": written,
     }
     text = json.dumps(report, ensure_ascii=False, indent=1)
@@ -113,22 +127,19 @@ def _refine(
 def _stage(
     settings: CorpusSettings,
     domain: Domain,
-    base: Path,
+    reading: Reading,
     stage: Path,
     seed: int,
     steps: dict[str, Step],
-) -> tuple[pa.Array, np.ndarray, np.ndarray, dict]:
+) -> tuple[pa.Array, np.ndarray, np.ndarray]:
     """Read, normalise, apply the rules; write what passes. Returns ids, digests [N], band keys [N, 21]."""
     columns = ["id", "prompt", "text", *domain.columns]
     schema = pa.schema([(name, pa.string()) for name in columns])
     ids: list[pa.Array] = []
     digests: list[np.ndarray] = []
     keys: list[np.ndarray] = []
-    counts = {"records": 0, "characters": 0}
     with pq.ParquetWriter(stage, schema, compression="zstd", write_statistics=False) as writer:
-        for batch in read(settings, base, domain.fields):
-            counts["records"] += len(batch["id"])
-            counts["characters"] += sum(map(len, batch["text"]))
+        for batch in reading:
             originals = _normalise(batch, domain, settings, steps["normalise"])
             with steps["rules"] as step:
                 step.records += len(batch["id"])
@@ -142,8 +153,8 @@ def _stage(
             ids.append(pa.array(passed["id"], pa.string()))
             writer.write_table(pa.table(passed, schema))
     if not ids:
-        return pa.array([], pa.string()), np.empty(0, np.uint64), np.empty((0, 0)), counts
-    return pa.concat_arrays(ids), np.concatenate(digests), np.concatenate(keys), counts
+        return pa.array([], pa.string()), np.empty(0, np.uint64), np.empty((0, 0))
+    return pa.concat_arrays(ids), np.concatenate(digests), np.concatenate(keys)
 
 
 def _normalise(batch: Columns, domain: Domain, settings: CorpusSettings, step: Step) -> list[str]:
@@ -248,6 +259,7 @@ def _split(
     stage: Path,
     seed: int,
     step: Step,
+    log: Log,
 ) -> np.ndarray:
     """The part of each record [N]: TRAIN, VALID, TEST, or -1 where it is left out."""
     with step:
@@ -257,6 +269,7 @@ def _split(
         leaked = np.full(len(names), -1)
         if len(held):
             index = split.HeldOut(_texts(stage, held))
+            progress = Progress(log, "leaks")
             for start, batch in _batches(stage):
                 rows = np.flatnonzero(part[start : start + batch.num_rows] == split.TRAIN)
                 if len(rows):
@@ -264,6 +277,8 @@ def _split(
                     overlap, whose = index.overlaps(texts)
                     bad = overlap >= settings.leak_overlap
                     leaked[start + rows[bad]] = held[whose[bad]]
+                done = start + batch.num_rows
+                progress.at(done / len(names), done)
         _report(step, "known from a held-out record", names, leaked, stage, part == split.TRAIN)
         return np.where(leaked >= 0, -1, part)
 

@@ -48,19 +48,21 @@ class Step:
         if len(kept) < _EXAMPLES:
             kept.append(example)
 
+    def reasons(self) -> str:
+        """Why records were dropped, and how many for each reason."""
+        return ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.most_common())
+
     def summary(self, log: Callable[[str], None]) -> dict:
-        """The step as JSON; says in the log what it did, loudly if that was nothing."""
+        """The step as JSON; says in the log what it did, loudly where most of the text is gone."""
         dropped = self.dropped.total()
-        idle = not dropped and not self.changed
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.most_common())
         parts = [f"kept {self.records - dropped:,} of {self.records:,}"]
         if self.rewrites:
             parts.append(f"changed {self.changed:,}")
         if dropped:
-            parts.append(f"dropped {reasons}")
+            parts.append(f"dropped {self.reasons()}")
         log(f"{self.name}: {'; '.join(parts)} ({self.seconds:.1f} s)")
-        if idle:
-            log(f"WARNING: {self.name} changed nothing; is it meant for this corpus?")
+        if dropped > self.records / 2:
+            log(f"WARNING: {self.name} dropped most of the text; see the examples in the report")
         return {
             "step": self.name,
             "what": self.what,
@@ -68,7 +70,7 @@ class Step:
             "kept": self.records - dropped,
             "dropped": dict(self.dropped.most_common()),
             "changed": self.changed,
-            "changed_nothing": idle,
+            "changed_nothing": not dropped and not self.changed,
             "seconds": round(self.seconds, 2),
             **self.notes,
             "examples": self.examples,

@@ -20,17 +20,26 @@ class CorpusSettings(BaseModel):
     )
     paths: list[str] = Field(
         min_length=1,
-        description="files, folders or globs (parquet, jsonl, txt), relative to the recipe's folder",
+        description="files, folders or globs, relative to the recipe's folder, or from ~: text (.txt, .md, .rst), .jsonl, "
+        ".json, .parquet; all but parquet also as .gz, .zst, .bz2, .xz. A text is cut into documents: at the first blank "
+        "line after 2,000 characters, else at a line end after 8,000, else at a sentence's end or a space before 16,000",
     )
     text_field: str = Field(
-        "", description="field that holds the text; empty: the domain's own, text for documents"
+        "",
+        description="field that holds the text, as in body or translation.en; empty: the domain's own, text for documents",
     )
     id_field: str = Field(
         "id",
-        description="field that names a record; records without it are named by file and line",
+        description="field that names a record; records without it are named by their file, below what paths names, and its line",
+    )
+    max_unreadable: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of records that may be skipped because they cannot be read: no JSON, no UTF-8, no text",
     )
     simplify: bool = Field(
-        True, description="turn traditional Chinese characters into simplified ones"
+        False, description="turn traditional Chinese characters into simplified ones"
     )
     near_duplicate: float = Field(
         0.6,

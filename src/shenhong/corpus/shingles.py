@@ -1,7 +1,7 @@
 """Texts as sets of shingles: runs of 3 characters for Chinese, of 5 words otherwise.
 
 Daft's and most others' MinHash split on white space, so two Chinese texts one character apart would
-share nothing. Marks and spaces are left out and letters are lower case, so that an edition's punctuation
+share nothing. Punctuation and spaces are left out and letters are lower case, so that an edition's punctuation
 makes no difference. All of it is arithmetic on one flat array of code points, not a loop over texts.
 
 Legend: N texts, U units (characters or words) of all texts, S shingles of all texts.
@@ -10,6 +10,7 @@ Legend: N texts, U units (characters or words) of all texts, S shingles of all t
 from __future__ import annotations
 
 import functools
+import unicodedata
 
 import numpy as np
 
@@ -33,8 +34,12 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _letters() -> np.ndarray:
-    """For every code point: whether it is a letter, a digit or an ideograph."""
-    return np.fromiter((chr(c).isalnum() for c in range(0x110000)), bool, 0x110000)
+    """For every code point: whether it is a letter, a mark on one, a digit or an ideograph.
+
+    Vowels of Indic scripts, of Thai and of pointed Hebrew and Arabic are such marks: without them words would be cut.
+    """
+    written = (chr(c).isalnum() or unicodedata.category(chr(c))[0] == "M" for c in range(0x110000))
+    return np.fromiter(written, bool, 0x110000)
 
 
 def _codes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +128,7 @@ def _shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def digests(texts: list[str]) -> np.ndarray:
-    """64-bit hash [N] of each text's letters; equal for texts that differ in marks and spaces only."""
+    """64-bit hash [N] of each text's letters; equal for texts that differ in punctuation and spaces only."""
     codes, text_of = _codes(texts)
     letter = _letters()[codes]
     codes, text_of = codes[letter], text_of[letter]

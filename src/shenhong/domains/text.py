@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import re
+import functools
+import unicodedata
+from collections import Counter
 
 from pydantic import Field
 
 from shenhong.domains.base import CorpusSettings, Domain, Kept, Record
 
-# Letters of every script, digits and spaces; and the marks Chinese and English prose is full of.
-_SYMBOL = re.compile(r"[^\w\s.,;:!?'\"()\-，。！？；：、“”‘’（）《》…—]|_")
+_PROSE = ".,;:!?'\"()-"  # of the marks of ASCII; those beyond it all belong to some script
+
+
+@functools.cache
+def _is_symbol(character: str) -> bool:
+    """Whether a character is no part of writing: of letters, the marks on them, digits, spaces, punctuation."""
+    if character.isascii():
+        return not (character.isalnum() or character.isspace() or character in _PROSE)
+    kind = unicodedata.category(character)
+    # Joiners (Cf) are spelt with in Persian and in Indic scripts.
+    return kind[0] not in "LMNZP" and kind != "Cf"
 
 
 class TextSettings(CorpusSettings):
@@ -21,8 +32,8 @@ class TextSettings(CorpusSettings):
         0.4,
         ge=0,
         le=1,
-        description="documents with a larger share of characters that are neither letters, digits "
-        "nor spaces are dropped",
+        description="documents with a larger share of characters that are neither letters (with their marks), digits, "
+        "spaces nor punctuation are dropped",
     )
     max_repeated_share: float = Field(
         0.5,
@@ -51,8 +62,9 @@ def fault(text: str, settings: TextSettings) -> str | None:
         return "longer than max_characters"
     if "\ufffd" in text:
         return "damaged characters (U+FFFD)"
-    if len(_SYMBOL.findall(text)) > settings.max_symbol_share * len(text):
-        return "mostly symbols"
+    symbols = sum(count for character, count in Counter(text).items() if _is_symbol(character))
+    if symbols > settings.max_symbol_share * len(text):
+        return "mostly symbols (max_symbol_share)"
     seen: set[str] = set()
     repeated = 0
     for line in text.splitlines():
@@ -61,7 +73,7 @@ def fault(text: str, settings: TextSettings) -> str | None:
             repeated += len(line)
         seen.add(line)
     if repeated > settings.max_repeated_share * len(text):
-        return "mostly repeated lines"
+        return "mostly repeated lines (max_repeated_share)"
     return None
 
 

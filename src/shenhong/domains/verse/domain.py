@@ -21,6 +21,9 @@ class VerseSettings(CorpusSettings):
 
     default_field: ClassVar[str] = "paragraphs"
 
+    simplify: bool = Field(
+        True, description="turn traditional Chinese characters into simplified ones"
+    )
     formless: float = Field(
         0.1, ge=0, le=1, description="share of poems asked for without their form"
     )
