@@ -271,9 +271,7 @@ class Tokenizer:
 
     def encode_inside(self, text: str) -> list[int]:
         """Ids of text that goes on from other text: without the mark some tokenizers write before a first word."""
-        with _unicode():
-            ids = self._inside.encode(text, add_special_tokens=False).ids
-            return [self._meant.get(id, id) for id in ids]
+        return self.encode(text) if self.own else self._by(self._inside, text)  # ours write none
 
     def encode_rendered(self, text: str, marked: bool = False) -> list[int]:
         """Ids of what a chat template wrote, as the library cuts a text at its special tokens.
@@ -282,14 +280,22 @@ class Tokenizer:
         are, all others are text, and the marks are taken out.
         Error: RequestError when it is not valid Unicode.
         """
+        if not marked:
+            return self._by(self.backend, text)
+        text = self._with_mark.sub(
+            lambda name: self._secret[name[0].replace(self.mark, "", 1)], text
+        )
+        return self._by(self._bare, text.replace(self.mark, ""))
+
+    def _by(self, backend: _Backend, text: str) -> list[int]:
+        """Ids by the library or one of its variants here. Only its batches let other threads run meanwhile."""
         with _unicode():
-            if not marked:
-                return self.backend.encode(text, add_special_tokens=False).ids
-            text = self._with_mark.sub(
-                lambda name: self._secret[name[0].replace(self.mark, "", 1)], text
-            )
-            ids = self._bare.encode(text.replace(self.mark, ""), add_special_tokens=False).ids
-            return [self._meant.get(id, id) for id in ids]
+            (found,) = backend.encode_batch_fast([text], add_special_tokens=False)
+        return found.ids if backend is self.backend else self._translated(found.ids)
+
+    def _translated(self, ids: list[int]) -> list[int]:
+        """From the ids of `_bare` to ours."""
+        return [self._meant.get(id, id) for id in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids without special tokens; bytes that are no character become U+FFFD."""
@@ -345,7 +351,7 @@ class Tokenizer:
                 [texts[n] for n in marked], add_special_tokens=False
             )
             for n, item in zip(marked, bare, strict=True):
-                result[n] = np.array([self._meant.get(id, id) for id in item.ids], np.int32)
+                result[n] = np.array(self._translated(item.ids), np.int32)
         return result
 
     @functools.cached_property
