@@ -1,7 +1,7 @@
 """Plain text: one file is cut into many documents, so that a book can be learnt from and held out from.
 
 A document ends at the first blank line after 2,000 characters, else at the first line end after 8,000, else (a text
-without line ends) at the last end of a sentence or space before 16,000. Nothing is lost between two documents, and
+without line ends) at the last end of a sentence or space shortly before 16,000. Nothing is lost between two documents, and
 memory holds one, whatever the length of the lines.
 """
 
@@ -67,7 +67,7 @@ def _end(text: str, start: int) -> int:
     if longest - start < _LONGEST:
         return longest
     for pattern in (_SENTENCE, _SPACE):
-        ends = [match.end() for match in pattern.finditer(text, start + _DOCUMENT, longest)]
+        ends = [match.end() for match in pattern.finditer(text, longest - _DOCUMENT, longest)]
         if ends:
             return ends[-1]
     return longest
