@@ -315,7 +315,9 @@ def route(experts: Experts, u_ND: Tensor, act: str) -> Tensor:
     for expert, count in enumerate(counts):
         if count:
             rows = slice(begin, begin + count)
-            gate_up, down = (m[expert].to(u_ND.dtype) for m in (experts.gate_up_E2ID, experts.down_EDI))
+            gate_up, down = (
+                m[expert].to(u_ND.dtype) for m in (experts.gate_up_E2ID, experts.down_EDI)
+            )
             inner = ops.gated(F.linear(sorted_AD[rows], gate_up), act)
             torch.mm(inner, down.T, out=out_AD[rows])
             begin += count

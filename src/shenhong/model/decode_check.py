@@ -7,9 +7,10 @@ may differ between them follows from the arithmetic (``numerics/rounding.py``).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from shenhong.model.cache import Places, Pools
 from shenhong.model.config import ModelConfig
+from shenhong.model.decode_grouped import GroupedWeights
+from shenhong.model.decode_latent import LatentWeights
 from shenhong.numerics import reference
 from shenhong.numerics.cpu.decode import Batch, FusedLayers
 from shenhong.numerics.rounding import DRAWS, Rounding, excess
@@ -52,24 +55,41 @@ def disagreement(
             return model.feed_forward(wide, x)
 
         alone = dict.fromkeys(("dense_gate_up", "dense_down", "router", "bias"))
-        silent = {"out": torch.zeros_like(layer["out"]), "bias": bias}  # attention that adds nothing
+        silent = {
+            "out": torch.zeros_like(layer["out"]),
+            "bias": bias,
+        }  # attention that adds nothing
         for half, change in ((attention, alone), (feed_forward, silent)):
             kernel = FusedLayers([{**layer, **change}], numbers)
             batch, pool = _batch(lengths), Pools([row], 4, PAGE, model.dtype, CPU)
             found = kernel.run(x_ND.clone(), model.embedding, batch, pool.layers, range(1), norm_D)
-            exact = half(x_ND.double(), batch)
-            if not exact.isfinite().all():
-                return None  # weights that are not numbers: nothing to compare
-            with Rounding(model.dtype, number):
-                disturbed = half(x_ND.double().repeat(DRAWS, 1), _batch(lengths * DRAWS))
+            with _one_thread():
+                exact = half(x_ND.double(), batch)
+                if not exact.isfinite().all():
+                    return None  # weights that are not numbers: nothing to compare
+                with Rounding(model.dtype, number):
+                    disturbed = half(x_ND.double().repeat(DRAWS, 1), _batch(lengths * DRAWS))
             exact, disturbed = (
                 reference.rms_norm(x, norm_D, config.rms_norm_eps) for x in (exact, disturbed)
             )
             off, allowed = excess(found, exact, disturbed.unflatten(0, (DRAWS, -1)))
             if not off <= allowed:
                 what = half.__name__.replace("_", "-")
-                return f"{what} of layer {number} is off by {off:.2g}, rounding explains {allowed:.2g}"
+                return (
+                    f"{what} of layer {number} is off by {off:.2g}, rounding explains {allowed:.2g}"
+                )
     return None
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """For PyTorch: so little is computed that a second thread costs more than it gives, on a busy machine far more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _batch(lengths: list[int]) -> Batch:
@@ -102,11 +122,14 @@ def _told(experts: Experts, bias: Tensor) -> Experts:
 
 def _widened(weights: Weights) -> Weights:
     """In float64, but for the router, which is float32 everywhere, and the experts, of which few are used."""
-    attention = weights.attention
-    own = {field.name: getattr(attention, field.name) for field in dataclasses.fields(attention)}
-    wide = {name: value.double() for name, value in own.items() if isinstance(value, Tensor)}
     return dataclasses.replace(
         weights,
-        attention=dataclasses.replace(attention, **wide),
+        attention=_doubled(weights.attention),
         dense=weights.dense and (weights.dense[0].double(), weights.dense[1].double()),
     )
+
+
+def _doubled(attention: LatentWeights | GroupedWeights) -> Any:
+    own = {field.name: getattr(attention, field.name) for field in dataclasses.fields(attention)}
+    tensors: dict[str, Any] = {k: v.double() for k, v in own.items() if isinstance(v, Tensor)}
+    return dataclasses.replace(attention, **tensors)

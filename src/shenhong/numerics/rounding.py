@@ -20,8 +20,8 @@ POINTWISE = {aten.add, aten.sub, aten.mul, aten.div, aten.pow, aten.mean, aten.s
 POINTWISE |= {aten.rsqrt, aten.sigmoid, aten.silu, aten._softmax}
 
 SINGLE = torch.finfo(torch.float32).eps / 2  # unit roundoff of sums and of what is between products
-DRAWS = 16  # so many disturbed results tell the spread well enough
-SAFE = 8.0  # times the spread: a Student's t of so many draws is beyond it once in two million
+DRAWS = 8  # so many disturbed results tell the spread well enough
+SAFE = 8.0  # times the spread: even of a single number (Student's t of so many draws) beyond it once in twenty thousand
 
 
 class Rounding(TorchDispatchMode):
@@ -47,12 +47,12 @@ class Rounding(TorchDispatchMode):
         """Both factors rounded, and a sum of so many terms: partial sums grow as a random walk, or with the result."""
         read = self.unit if result.dtype == torch.float64 else SINGLE
         summed = SINGLE * x.shape[-1] ** 0.5
-        walk = (x.square() @ y.square()).sqrt()
-        return walk * (2**0.5 * read + summed) + result.abs() * summed
+        walk = (x.float().square() @ y.float().square()).sqrt_()
+        return walk.mul_(2**0.5 * read + summed).add_(result.abs() * summed)
 
     def _disturb(self, result: Tensor, most: Tensor) -> None:
-        noise = torch.rand(result.shape, generator=self.stream, dtype=result.dtype)
-        result.add_(noise.mul_(2).sub_(1).mul_(most))
+        noise = torch.empty(result.shape).uniform_(-1, 1, generator=self.stream)
+        result.add_(noise.mul_(most))
 
 
 def excess(found_ND: Tensor, exact_ND: Tensor, disturbed_MND: Tensor) -> tuple[float, float]:
