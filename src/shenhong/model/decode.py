@@ -37,6 +37,8 @@ from shenhong.numerics.cpu.decode import Batch, FusedLayers, Writing, pack, pack
 
 log = logging.getLogger("shenhong.model")
 
+COST = "about half as fast, and a text may depend on what shares its batch where two tokens are nearly as likely"
+
 
 @dataclass(frozen=True)
 class Experts:
@@ -110,7 +112,7 @@ class PreparedDecoder:
         self.fused: FusedLayers | None = None
         self.unfused = self._fuse()
         if self.unfused and self.device.type == "cpu":
-            log.warning("PyTorch serves this model, slower than the kernel: %s", self.unfused)
+            log.warning("%s: PyTorch serves this model, %s", self.unfused, COST)
 
     def _prepare(self, layer: Layer) -> Weights:
         def cast(*matrices: Tensor) -> Tensor:
