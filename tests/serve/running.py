@@ -70,9 +70,11 @@ class Running:
 @contextlib.contextmanager
 def running(models: Path | list[Path], data: Path, **settings: Any) -> Iterator[Running]:
     paths = models if isinstance(models, list) else [models]
-    chosen = replace(Settings(port=0, data=data, limits=FREE, drain_seconds=1), **settings)
+    chosen = replace(
+        Settings(port=0, dtype=torch.float32, data=data, limits=FREE, drain_seconds=1), **settings
+    )
     with listen(chosen) as bound:
-        hub = Hub(chosen, paths, torch.float32)
+        hub = Hub(chosen, paths)
         server = Server(config_of(hub, "critical"), hub)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 import torch
 
 from shenhong.model.config import ModelConfig
@@ -22,14 +24,29 @@ def no_kernel(
     return why_off()
 
 
-def best_dtype(config: ModelConfig) -> tuple[torch.dtype, str]:
-    """What "auto" means for weights and cache, whatever a file stores, and why.
+class Serving(NamedTuple):
+    """What serves a model, and why."""
+
+    dtype: torch.dtype  # of weights and cache
+    kernel: bool  # or PyTorch
+    why: str
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{dtype}, by {'the kernel' if self.kernel else 'PyTorch'}: {self.why}"
+
+
+def planned(config: ModelConfig, dtype: torch.dtype | Literal["auto"] = "auto") -> Serving:
+    """What is to serve a model if its layers agree with PyTorch here. "auto" does not depend on what its file stores.
 
     bfloat16 is half the memory and twice the speed, and with the kernel a text does not depend on its batch in either
     dtype; in PyTorch only float32 comes near to that.
     """
-    if reason := no_kernel(config):
-        return torch.float32, reason
+    reason = no_kernel(config)
+    if dtype != "auto":
+        return Serving(dtype, reason is None, reason or "as asked for")
+    if reason:
+        return Serving(torch.float32, False, reason)
     if multiplies_bfloat16():
-        return torch.bfloat16, "this CPU multiplies bfloat16"
-    return torch.float32, "this CPU does not multiply bfloat16"
+        return Serving(torch.bfloat16, True, "this CPU multiplies bfloat16")
+    return Serving(torch.float32, True, "this CPU does not multiply bfloat16")
