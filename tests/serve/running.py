@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 from openai import OpenAI
 
 from shenhong.engine import engine as engine_module
@@ -70,9 +69,7 @@ class Running:
 @contextlib.contextmanager
 def running(models: Path | list[Path], data: Path, **settings: Any) -> Iterator[Running]:
     paths = models if isinstance(models, list) else [models]
-    chosen = replace(
-        Settings(port=0, dtype=torch.float32, data=data, limits=FREE, drain_seconds=1), **settings
-    )
+    chosen = replace(Settings(port=0, data=data, limits=FREE, drain_seconds=1), **settings)
     with listen(chosen) as bound:
         hub = Hub(chosen, paths)
         server = Server(config_of(hub, "critical"), hub)

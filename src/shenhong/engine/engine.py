@@ -49,12 +49,12 @@ class EngineSettings:
 
     page: int = 16  # tokens of a page
     cache_bytes: int | None = None  # of all layers; at least one text of full length always fits
-    cache_share: float = 0.25  # where that is None: of the memory that the weights leave
     step_tokens: int = 512  # of prompts and answers together
     most_running: int = 256  # texts under way at once; more wait
     share_prefixes: bool = True
     draft: int = 0  # tokens guessed ahead by the multi-token-prediction layer; see ``calibrate``
     most_drafting: int = 2  # no guesses while more texts are under way
+    cache_share: float = 0.25  # of the memory that weights leave, where cache_bytes is None
 
 
 class Completion(NamedTuple):

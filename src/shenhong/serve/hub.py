@@ -73,7 +73,7 @@ def open_models(paths: list[Path], settings: Settings) -> dict[str, Served]:
                 id=name,
                 llm=llm,
                 template=template,
-                facts=facts(path) | {SERVED: str(llm.serving)},
+                facts=facts(path) | _here(llm),
                 domain=domains.of_run(run),
                 bytes_of=bytes_of,
                 sampling=defaults_of(folder),
@@ -86,6 +86,14 @@ def open_models(paths: list[Path], settings: Settings) -> dict[str, Served]:
             served.template.close()
         raise
     return found
+
+
+def _here(llm: LLM) -> dict[str, str]:
+    """What became of a model when it was opened."""
+    engine = llm.engine
+    tokens = engine.pages.count * engine.settings.page
+    size = tokens * engine.pools.bytes_per_token
+    return {SERVED: str(llm.serving), "cache": f"{tokens:,} tokens, {size / 1e6:,.0f} MB when full"}
 
 
 class Hub:
