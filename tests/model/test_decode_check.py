@@ -125,7 +125,7 @@ def test_an_activation_without_a_kernel_is_said(caplog: pytest.LogCaptureFixture
     assert prepared.fused is None and "gelu_pytorch_tanh" in prepared.unfused
     (line,) = caplog.messages
     for words in (
-        "PyTorch serves",
+        "in float32 PyTorch serves",
         "hidden_act gelu_pytorch_tanh",
         "only for silu",
         "half as fast",

@@ -112,7 +112,8 @@ class PreparedDecoder:
         self.fused: FusedLayers | None = None
         self.unfused = self._fuse()
         if self.unfused and self.device.type == "cpu":
-            log.warning("%s: PyTorch serves this model, %s", self.unfused, COST)
+            name = str(dtype).removeprefix("torch.")
+            log.warning("%s: in %s PyTorch serves this model, %s", self.unfused, name, COST)
 
     def _prepare(self, layer: Layer) -> Weights:
         def cast(*matrices: Tensor) -> Tensor:

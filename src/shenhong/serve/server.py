@@ -148,9 +148,9 @@ def serve(
         for model in hub.models.values():
             _set_draft(model, settings.draft)
         server = Server(config_of(hub), hub)
+        say(f"{', '.join(hub.models)} at {address_of(bound)}  (Ctrl-C stops)")
         for model in hub.models.values():
             say(f"{model.id}: {model.llm.serving}")
-        say(f"{', '.join(hub.models)} at {address_of(bound)}  (Ctrl-C stops)")
         sys.stdout.flush()
         server.run(sockets=[bound])
     if not server.started:
