@@ -32,7 +32,7 @@ from shenhong.model.experts import ExpertBlock, Router
 from shenhong.model.layers import FeedForward
 from shenhong.model.multitoken import MultiTokenLayer
 from shenhong.model.serving import no_kernel
-from shenhong.numerics import ops
+from shenhong.numerics import kernels_in_use, ops
 from shenhong.numerics.cpu.decode import Batch, FusedLayers, Writing, pack, pack_gated, project
 
 log = logging.getLogger("shenhong.model")
@@ -111,7 +111,7 @@ class PreparedDecoder:
             _empty(decoder)
         self.fused: FusedLayers | None = None
         self.unfused = self._fuse()
-        if self.unfused and self.device.type == "cpu":
+        if self.unfused and self.device.type == "cpu" and kernels_in_use():  # else it was said
             name = str(dtype).removeprefix("torch.")
             log.warning("%s: in %s PyTorch serves this model, %s", self.unfused, name, COST)
 
