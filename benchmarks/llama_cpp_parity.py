@@ -153,7 +153,7 @@ def tokenized_otherwise(path: str | Path, tokenizer: Tokenizer, strings: int) ->
 def measure(run: Path, prompts: int = 50, strings: int = 5000) -> dict[str, Any]:
     """Prints the table of a finished run with its corpus, and returns its numbers."""
     folder = folder_of(run)
-    llm, decoder = LLM(folder), load_model(folder)
+    llm, decoder = LLM(folder, torch.float32), load_model(folder)
     tokenizer = llm.tokenizer
     held_out = pq.read_table(run / "corpus" / "test.parquet").slice(0, prompts)
     asked = [tokenizer.encode_prompt(prompt) for prompt in held_out["prompt"].to_pylist()]

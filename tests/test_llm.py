@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import shutil
 import subprocess
@@ -17,10 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import shenhong
 from shenhong import LLM, Sampling, train_recipe
+from shenhong.cli.main import main
 from shenhong.errors import ModelError, RecipeError, RequestError, ServeError
 from shenhong.export import load_model
+from shenhong.model import PreparedDecoder, serving
+from shenhong.numerics import kernels_in_use
 from shenhong.runs.files import digest
-from tests.conftest import Tiny, state
+from tests.conftest import Captured, Tiny, state
 from tests.serve.running import with_template
 from tests.test_extending import example
 
@@ -31,6 +35,12 @@ TITLES = ["五绝 长城", "七绝 春夜", "江上"]
 @pytest.fixture(scope="module")
 def llm(tiny: Tiny) -> Any:
     with LLM(tiny.run) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def precise(tiny: Tiny) -> Any:
+    with LLM(tiny.run, torch.float32) as opened:
         yield opened
 
 
@@ -121,8 +131,8 @@ def test_a_template_that_refuses_is_one_line(tiny: Tiny, tmp_path: Path) -> None
         llm.chat([{"role": "user", "content": "x"}])
 
 
-def test_scores_are_those_of_transformers(llm: LLM, theirs: Any) -> None:
-    text = "白日依山尽，黄河入海流。"
+def test_scores_are_those_of_transformers(precise: LLM, theirs: Any) -> None:
+    text, llm = "白日依山尽，黄河入海流。", precise
     for prompt in (None, "五绝 登鹳雀楼"):
         score = llm.score(text, prompt)
         before = llm.tokenizer.begin if prompt is None else llm.tokenizer.encode_prompt(prompt)
@@ -149,8 +159,8 @@ def test_a_score_does_not_depend_on_the_others(llm: LLM) -> None:
     waiting.close()
 
 
-def test_embeddings_are_the_mean_of_the_last_states(llm: LLM, theirs: Any) -> None:
-    texts = ["白日依山尽，黄河入海流。", "欲穷"]
+def test_embeddings_are_the_mean_of_the_last_states(precise: LLM, theirs: Any) -> None:
+    texts, llm = ["白日依山尽，黄河入海流。", "欲穷"], precise
     found = llm.embed(texts)
     assert found.shape == (2, 32) and found.dtype == torch.float32
     for row, text in zip(found, texts, strict=True):
@@ -256,3 +266,60 @@ def test_the_examples_run(example: Path, tiny: Tiny, tmp_path: Path) -> None:
         timeout=200,
     )
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
+
+
+# ------------------------------------------------------------------------ what serves
+
+
+@pytest.fixture
+def multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that multiplies bfloat16, and kernels."""
+    if not kernels_in_use():
+        pytest.skip("no compiler here")
+    monkeypatch.setattr(serving, "multiplies_bfloat16", lambda: True)
+
+
+def test_a_model_is_opened_in_what_serves_it_best(tiny: Tiny, multiplies: None) -> None:
+    """This one is stored in float32."""
+    with LLM(tiny.run) as llm:
+        assert llm.engine.model.dtype == llm.engine.pools.layers[0].dtype == torch.bfloat16
+        assert str(llm.serving) == "bfloat16, by the kernel: this CPU multiplies bfloat16"
+        alone = llm.generate(TITLES[0], 20, HOT)
+        assert llm.generate(TITLES, 20, HOT)[0] == alone
+    with LLM(tiny.run, torch.float32) as llm:
+        assert llm.engine.model.dtype == torch.float32 and llm.serving.why == "as asked for"
+
+
+def test_where_the_kernel_is_not_believed_pytorch_writes_in_float32(
+    tiny: Tiny, multiplies: None, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """With the weights as the file has them, not as bfloat16 left them."""
+    honest = PreparedDecoder._packed
+
+    def packed(self: PreparedDecoder, weights: Any) -> Any:
+        found = honest(self, weights)
+        return found | {"out": found["out"] * 2}
+
+    want = LLM(tiny.run, torch.float32).engine.states([5, 6, 7])
+    monkeypatch.setattr(PreparedDecoder, "_packed", packed)
+    with LLM(tiny.run) as llm:
+        assert llm.engine.model.fused is None and llm.engine.model.dtype == torch.float32
+        assert str(llm.serving).startswith("float32, by PyTorch: its kernel differs from PyTorch")
+        assert "attention of layer 0 is off by" in llm.serving.why
+        torch.testing.assert_close(llm.engine.states([5, 6, 7]), want, atol=1e-5, rtol=1e-5)
+        assert llm.generate("长城", 8)
+    assert "half as fast" in caplog.text
+
+
+def test_the_verbs_say_and_take_it(tiny: Tiny, multiplies: None, capfd: Captured) -> None:
+    assert main(["info", str(tiny.run), "--json"]) == 0
+    said = json.loads(capfd.readouterr().out)
+    assert said["served here in"] == "bfloat16, by the kernel: this CPU multiplies bfloat16"
+    answers = {}
+    for dtype in ("auto", "bfloat16", "float32"):
+        call = ["generate", str(tiny.run), "长城", "--max-tokens", "30", "--dtype", dtype, "--json"]
+        assert main(call) == 0
+        answers[dtype] = json.loads(capfd.readouterr().out)["answers"]
+        with LLM(tiny.run, dtype if dtype == "auto" else getattr(torch, dtype)) as llm:
+            assert answers[dtype] == llm.generate(["长城"], 30, Sampling(0.8))
+    assert answers["auto"] == answers["bfloat16"]

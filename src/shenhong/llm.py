@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ from shenhong import LONGEST_ANSWER
 from shenhong.chat.template import SECONDS, Template
 from shenhong.engine import Engine, EngineSettings, Event, Request, Sampling, request_seed
 from shenhong.errors import RequestError
-from shenhong.models import open_source
+from shenhong.model.serving import Serving, planned
+from shenhong.models import Source, open_source
 
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -46,20 +47,21 @@ class Score(NamedTuple):
 class LLM:
     """A model that writes: a run folder, a model folder or a GGUF file, opened. One thread at a time.
 
-    ``dtype``: what weights and cache are kept in. ``settings``: what the engine may use (cache, batch).
+    ``dtype``: what weights and cache are kept in; "auto" is bfloat16 where the kernel serves the model and the CPU
+    multiplies bfloat16, else float32, whatever the file stores. ``serving``: what that came to, and why.
+    ``settings``: what the engine may use (cache, batch).
     Errors: ModelError where there is no such model or it cannot be opened.
     """
 
     def __init__(
         self,
         path: str | Path,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | Literal["auto"] = "auto",
         settings: EngineSettings | None = None,
     ) -> None:
         source = open_source(Path(path))
         self.path, self.tokenizer = source.path, source.tokenizer
-        decoder, settings = source.decoder(), settings or EngineSettings()
-        self.engine = Engine(decoder, source.tokenizer, dtype, settings, take=True)
+        self.engine, self.serving = _engine(source, dtype, settings or EngineSettings())
         self._template: Template | None = None
 
     # ---------------------------------------------------------------- writing
@@ -265,6 +267,22 @@ class LLM:
     def __del__(self) -> None:
         if getattr(self, "_template", None) is not None:
             self.close()
+
+
+def _engine(
+    source: Source, dtype: torch.dtype | Literal["auto"], settings: EngineSettings
+) -> tuple[Engine, Serving]:
+    plan = planned(source.config, dtype)
+    engine = Engine(source.decoder(), source.tokenizer, plan.dtype, settings, take=True)
+    if reason := engine.model.unfused:
+        plan = Serving(plan.dtype, False, reason)
+        if (
+            dtype == "auto" and plan.dtype != torch.float32
+        ):  # the weights are read anew, as the file has them
+            del engine
+            engine, after = _engine(source, torch.float32, settings)
+            plan = Serving(torch.float32, after.kernel, reason)
+    return engine, plan
 
 
 def _texts(given: object, name: str) -> list[str]:

@@ -15,7 +15,9 @@ from shenhong.export.verdicts import LLAMA_CPP, verdicts
 from shenhong.model import ModelConfig
 from shenhong.model.counts import cache_numbers, forward_flops, parameters
 from shenhong.model.hf_config import FAMILIES, model_type
+from shenhong.model.serving import planned
 
+SERVED = "served here in"  # dtype, kernel or PyTorch, and why
 KEYS_SEEN = 64  # by a token on average, where a cost depends on it
 
 
@@ -63,6 +65,7 @@ def facts(path: Path) -> dict[str, Any]:
         "cache bytes per token of multi-head attention": 2 * cache.mha * layers,
         "context": config.max_position_embeddings,
         "stored as": _kinds(place),
+        SERVED: str(planned(config)),
         "vocabulary": tokenizer.vocab_size,
         "tokenizer": "byte-level BPE"
         + (", messages turned into simplified Chinese first" if tokenizer.simplify else ""),

@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 from openai import OpenAI
 
 from shenhong.engine import engine as engine_module
@@ -72,7 +71,7 @@ def running(models: Path | list[Path], data: Path, **settings: Any) -> Iterator[
     paths = models if isinstance(models, list) else [models]
     chosen = replace(Settings(port=0, data=data, limits=FREE, drain_seconds=1), **settings)
     with listen(chosen) as bound:
-        hub = Hub(chosen, paths, torch.float32)
+        hub = Hub(chosen, paths)
         server = Server(config_of(hub, "critical"), hub)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()

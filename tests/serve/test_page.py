@@ -147,6 +147,15 @@ def test_regenerate_edit_and_branches(served: Running, visit: Visitor) -> None:
     page.locator(".bubble", has_text="秋思").wait_for()
 
 
+def test_settings_say_what_serves_the_model(served: Running, visit: Visitor) -> None:
+    page = visit.page()
+    page.get_by_role("button", name="Settings").click()
+    said = page.get_by_test_id("served-here").inner_text()
+    facts = served.hub.models[served.model].facts
+    assert facts["served here in"] in said and facts["cache"] in said
+    assert str(served.hub.models[served.model].llm.serving) in said
+
+
 def test_compare_two_settings(served: Running, visit: Visitor) -> None:
     page = visit.page()
     page.get_by_role("button", name="Compare").click()

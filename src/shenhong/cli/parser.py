@@ -145,6 +145,7 @@ def parser() -> argparse.ArgumentParser:
         "--max-tokens", type=count, default=LONGEST_ANSWER, help="longest answer, in tokens"
     )
     gen.add_argument("--seed", type=int, default=0, help="same seed, same text")
+    _add_dtype(gen)
     gen.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
     ev = verb(
@@ -234,6 +235,15 @@ def _add_allow_code(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_dtype(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--dtype",
+        choices=("auto", "bfloat16", "float32"),
+        default="auto",
+        help="of weights and cache; auto: bfloat16 (half the memory, twice the speed) where a kernel serves the model and the CPU multiplies it, else float32",
+    )
+
+
 def _add_serving(server: argparse.ArgumentParser) -> None:
     """The flags of serve; each limit is one."""
     from shenhong.serve import Limits, Settings
@@ -261,12 +271,7 @@ def _add_serving(server: argparse.ArgumentParser) -> None:
         default=None,
         help="folder of the chats (default: shenhong in the user's data folder)",
     )
-    server.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="arithmetic; in float32 an answer never depends on others in the batch",
-    )
+    _add_dtype(server)
     server.add_argument(
         "--draft",
         choices=("measured", "0", "1", "2", "3"),

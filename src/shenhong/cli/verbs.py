@@ -43,13 +43,17 @@ def quickstart(options: argparse.Namespace) -> None:
         _serve([run_path], options.parse(["serve", str(run_path)]))
 
 
+def _dtype(options: argparse.Namespace) -> Any:
+    import torch
+
+    return "auto" if options.dtype == "auto" else getattr(torch, options.dtype)
+
+
 def serve(options: argparse.Namespace) -> None:
     _serve(options.models, options)
 
 
 def _serve(models: list[Path], options: argparse.Namespace) -> None:
-    import torch
-
     from shenhong.serve import Limits, Settings
     from shenhong.serve.http.guard import read_keys
     from shenhong.serve.server import serve
@@ -65,10 +69,11 @@ def _serve(models: list[Path], options: argparse.Namespace) -> None:
         runs=runs,
         drain_seconds=options.drain_seconds,
         allow_hosts=tuple(options.allow_host),
+        dtype=_dtype(options),
         draft=None if options.draft == "measured" else int(options.draft),
         limits=Limits(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Limits)}),
     )
-    serve(models, settings, getattr(torch, options.dtype))
+    serve(models, settings)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -125,7 +130,7 @@ def generate(options: argparse.Namespace) -> None:
 
     prompt = _composed(options)
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
-    with LLM(options.model) as llm:
+    with LLM(options.model, _dtype(options)) as llm:
         prompts = [prompt] * options.n
         seed, plain = options.seed, options.plain
         answers = llm.generate(prompts, options.max_tokens, sampling, seed=seed, plain=plain)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from shenhong.engine.cache import Pages, lay_out
+from shenhong.engine.memory import cache_bytes
 from shenhong.engine.multi_step import Continued, MultiStepDecoder
 from shenhong.engine.request import (
     MOST_LOGPROBS,
@@ -47,12 +48,13 @@ class EngineSettings:
     """What an engine may use."""
 
     page: int = 16  # tokens of a page
-    cache_bytes: int = 512 << 20  # of all layers; at least one text of full length always fits
+    cache_bytes: int | None = None  # of all layers; at least one text of full length always fits
     step_tokens: int = 512  # of prompts and answers together
     most_running: int = 256  # texts under way at once; more wait
     share_prefixes: bool = True
     draft: int = 0  # tokens guessed ahead by the multi-token-prediction layer; see ``calibrate``
     most_drafting: int = 2  # no guesses while more texts are under way
+    cache_share: float = 0.25  # of the memory that weights leave, where cache_bytes is None
 
 
 class Completion(NamedTuple):
@@ -81,8 +83,10 @@ class Engine:
         self.config, self.tokenizer, self.settings = decoder.config, tokenizer, settings
         self.bytes_of = token_bytes(tokenizer, self.config.vocab_size) if tokenizer else None
         context, page = self.config.max_position_embeddings, settings.page
-        row_bytes = sum(self.model.rows) * torch.tensor([], dtype=dtype).element_size()
-        pages = settings.cache_bytes // (row_bytes * page)
+        allowed = settings.cache_bytes
+        if allowed is None:
+            allowed = cache_bytes(self.config, dtype.itemsize, settings.cache_share)
+        pages = allowed // (sum(self.model.rows) * dtype.itemsize * page)
         # More than every running text could fill is of no use.
         pages = min(pages, settings.most_running * -(-context // page))
         self.pages = Pages(max(pages, -(-context // page)))

@@ -3,9 +3,10 @@
 ops         what the model calls             reference   the same in PyTorch, which serves where no kernel does
 cpu         the kernels for CPUs             verify      kernels against their references, on this machine
 formats     numbers of few bits              muon, ...   what optimizers compute
+rounding    how far a kernel may be off
 """
 
-from shenhong.numerics.cpu.native import kernels_in_use, use_kernels, verify_with
+from shenhong.numerics.cpu.native import kernels_in_use, use_kernels, verify_with, why_off
 from shenhong.numerics.ops import (
     Documents,
     Plan,
@@ -39,4 +40,5 @@ __all__ = [
     "select_experts",
     "swiglu",
     "use_kernels",
+    "why_off",
 ]

@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import torch
 from fastapi import Request
 
 from shenhong import domains
 from shenhong.chat.template import Template
 from shenhong.domains.base import Domain
-from shenhong.engine import Sampling
+from shenhong.engine import EngineSettings, Sampling
 from shenhong.llm import LLM
-from shenhong.models import facts, folder_of, is_gguf
+from shenhong.models import SERVED, facts, folder_of, is_gguf
 from shenhong.serve.engine_thread import EngineThread
 from shenhong.serve.http.faults import Fault
 from shenhong.serve.http.guard import Keys
@@ -30,6 +29,8 @@ from shenhong.serve.settings import Settings, default_data
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+CACHE_SHARE = 0.25  # of the memory, for the caches of all models together
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Served:
         return self.llm.engine.config.max_position_embeddings
 
 
-def open_models(paths: list[Path], dtype: torch.dtype, settings: Settings) -> dict[str, Served]:
+def open_models(paths: list[Path], settings: Settings) -> dict[str, Served]:
     """Load all, by id: a run's, a folder's or a file's name, numbered where two are the same. Errors: ModelError, ServeError."""
     found: dict[str, Served] = {}
     try:
@@ -63,7 +64,7 @@ def open_models(paths: list[Path], dtype: torch.dtype, settings: Settings) -> di
             while name in found:
                 number += 1
                 name = f"{plain}-{number}"
-            llm = LLM(path, dtype)
+            llm = LLM(path, settings.dtype, EngineSettings(cache_share=CACHE_SHARE / len(paths)))
             template = Template(folder, llm.tokenizer, settings.limits.template_seconds)
             bytes_of = llm.engine.bytes_of or []
             for token, mark in template.marks.items():  # shown, so that calls can be read
@@ -72,7 +73,7 @@ def open_models(paths: list[Path], dtype: torch.dtype, settings: Settings) -> di
                 id=name,
                 llm=llm,
                 template=template,
-                facts=facts(path),
+                facts=facts(path) | _here(llm),
                 domain=domains.of_run(run),
                 bytes_of=bytes_of,
                 sampling=defaults_of(folder),
@@ -87,10 +88,18 @@ def open_models(paths: list[Path], dtype: torch.dtype, settings: Settings) -> di
     return found
 
 
+def _here(llm: LLM) -> dict[str, str]:
+    """What became of a model when it was opened."""
+    engine = llm.engine
+    tokens = engine.pages.count * engine.settings.page
+    size = tokens * engine.pools.bytes_per_token
+    return {SERVED: str(llm.serving), "cache": f"{tokens:,} tokens, {size / 1e6:,.0f} MB when full"}
+
+
 class Hub:
     """Made before the event loop; `start` and `stop` run inside of it. Errors: ServeError, ModelError."""
 
-    def __init__(self, settings: Settings, paths: list[Path], dtype: torch.dtype) -> None:
+    def __init__(self, settings: Settings, paths: list[Path]) -> None:
         self.settings, self.limits = settings, settings.limits
         self.keys, self.meter = Keys(settings.keys), Meter(settings.limits, bool(settings.keys))
         self.counts: Counter[tuple[str, ...]] = Counter()  # for /metrics
@@ -98,7 +107,7 @@ class Hub:
         self.draining = False
         self.store = Store((settings.data or default_data()) / "chats.db")
         try:
-            self.models = open_models(paths, dtype, settings)
+            self.models = open_models(paths, settings)
         except BaseException:
             self.store.close()
             raise

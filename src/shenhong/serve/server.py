@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-import torch
 import uvicorn
 
 from shenhong.errors import ServeError
@@ -140,17 +139,18 @@ def config_of(hub: Hub, log_level: str = "warning") -> uvicorn.Config:
 def serve(
     models: list[Path],
     settings: Settings,
-    dtype: torch.dtype = torch.float32,
     say: Callable[[str], None] = print,
 ) -> None:
     """Load the models and answer until told to stop. Errors: ServeError, ModelError."""
     logging.basicConfig(level=logging.WARNING, format="shenhong: %(message)s")
     with listen(settings) as bound:
-        hub = Hub(settings, models, dtype)
+        hub = Hub(settings, models)
         for model in hub.models.values():
             _set_draft(model, settings.draft)
         server = Server(config_of(hub), hub)
         say(f"{', '.join(hub.models)} at {address_of(bound)}  (Ctrl-C stops)")
+        for model in hub.models.values():
+            say(f"{model.id}: {model.llm.serving}")
         sys.stdout.flush()
         server.run(sockets=[bound])
     if not server.started:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 
 def setting(default: Any, help: str) -> Any:
@@ -44,6 +47,7 @@ class Settings:
 
     data: folder of the chat database. runs: folder whose runs are shown, or None. drain_seconds: how long answers
     may go on after SIGTERM. allow_hosts: further names under which the server may be addressed.
+    dtype: what weights and caches are kept in, "auto" as ``LLM`` has it.
     draft: tokens a model guesses ahead of itself; None measures what is fastest here. Answers are the same either way.
     """
 
@@ -54,6 +58,7 @@ class Settings:
     runs: Path | None = None
     drain_seconds: float = 20.0
     allow_hosts: tuple[str, ...] = ()
+    dtype: torch.dtype | Literal["auto"] = "auto"
     draft: int | None = None
     limits: Limits = field(default_factory=Limits)
 

@@ -44,7 +44,7 @@ def measure(recipe: Recipe, last: Step, run: Run, say: Callable[[str], None]) ->
     step = last.measured_on
     assert isinstance(step, Pretrain)
     dtype = budget.apply(run.manifest["machine"])
-    llm = LLM(run.path)
+    llm = LLM(run.path, torch.float32)  # the measures of a run do not follow from the CPU
     tokenizer = llm.tokenizer
     ids = (tokenizer.bos_id, tokenizer.pad_id)
     tokens = run.path / step.folder / "tokens"

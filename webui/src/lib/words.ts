@@ -31,6 +31,8 @@ const words = {
   compareHint: ["Two answers side by side", "两个回答并排"],
   settings: ["Settings", "设置"],
   model: ["Model", "模型"],
+  servedHere: ["Served here in", "此处运行"],
+  cacheRoom: ["Cache", "缓存"],
   exportJson: ["Export as JSON", "导出 JSON"],
   exportMarkdown: ["Export as Markdown", "导出 Markdown"],
   importChat: ["Import a chat", "导入对话"],

@@ -61,6 +61,7 @@ class _State:
     wanted = True
     library: ctypes.CDLL | None = None
     tried = False
+    failed = ""  # why the library cannot be used
     verify: Callable[[], None] | None = None
 
 
@@ -85,7 +86,7 @@ def library() -> ctypes.CDLL | None:
             assert _State.verify is not None, "shenhong.numerics says how kernels are verified"
             _State.verify()
         except (BuildError, OSError, AttributeError, ArithmeticError, RuntimeError) as error:
-            _State.library = None
+            _State.library, _State.failed = None, str(error)
             log.warning("CPU kernels are off, plain PyTorch serves (slower): %s", error)
     return _State.library
 
@@ -106,6 +107,15 @@ def use_kernels(wanted: bool) -> None:
 def kernels_in_use() -> bool:
     """Whether ops on CPU tensors run in the kernels now; the first call may compile them."""
     return library() is not None
+
+
+def why_off() -> str | None:
+    """Why kernels do not run now, or None where they do; the first call may compile them."""
+    if library() is not None:
+        return None
+    if not _State.allowed:
+        return "SHENHONG_KERNELS=0 switches the kernels off"
+    return _State.failed if _State.wanted else "the kernels are switched off"
 
 
 def fast(*tensors: Tensor) -> bool:
