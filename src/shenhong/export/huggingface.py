@@ -32,6 +32,7 @@ from shenhong.model.hf_config import FP8, read_config, to_hf
 from shenhong.model.rope import half_split, interleaved
 from shenhong.numerics.formats import fp8
 from shenhong.runs.files import atomic_folder
+from shenhong.tokenizer import Tokenizer
 
 log = logging.getLogger("shenhong.export")
 
@@ -95,14 +96,14 @@ def entries(decoder: Decoder) -> Iterator[Entry]:
 def save_model(
     decoder: Decoder,
     folder: str | Path,
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
     *,
     dtype: Precision = "float32",
     generation: dict[str, Any] | None = None,
 ) -> Path:
     """Writes ``folder`` whole or not at all and returns it.
 
-    ``tokenizer``: the folder whose tokenizer files are copied. ``generation``: further fields of
+    ``tokenizer``: the folder whose tokenizer files are copied, or one of ours to be written. ``generation``: further fields of
     generation_config.json (temperature, ...). The same decoder always gives the same bytes.
     """
     folder, config = Path(folder), decoder.config
@@ -120,7 +121,7 @@ def save_model(
     said = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     said |= generation or {}
     copied: list[Path] = []
-    if tokenizer is not None:
+    if isinstance(tokenizer, str | Path):
         check_tokenizer(Path(tokenizer), config.vocab_size)
         copied = [Path(tokenizer) / name for name in TOKENIZER_FILES]
     with atomic_folder(folder) as new:
@@ -132,6 +133,8 @@ def save_model(
         for path in copied:
             if path.exists():
                 shutil.copyfile(path, new / path.name)
+        if isinstance(tokenizer, Tokenizer):
+            tokenizer.save(new)
     return folder
 
 

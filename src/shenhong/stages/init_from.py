@@ -12,9 +12,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from torch import Tensor
 
+from shenhong.corpus.pack import has_prompts
 from shenhong.errors import RecipeError, RunError
 from shenhong.export import load_model
 from shenhong.export.huggingface import TOKENIZER_FILES, read_shape
@@ -56,8 +56,7 @@ def check_prompts(corpus: Path, tokenizer: Tokenizer) -> None:
     """Error: RecipeError where the corpus asks questions in a form that the model's tokenizer has no tokens for."""
     if tokenizer.own:
         return
-    prompts = pq.read_table(corpus / "train.parquet", columns=["prompt"])["prompt"]
-    if any(prompts.to_pylist()):
+    if has_prompts(corpus):
         raise RecipeError(
             "init: this model's tokenizer lacks the tokens that stand around a prompt; "
             'train it on plain documents (corpus.kind = "text")'

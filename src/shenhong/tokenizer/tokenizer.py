@@ -228,7 +228,7 @@ class Tokenizer:
             return cls(backend, bool(config.get("simplify")), _special(folder, backend, config))
 
     def save(self, folder: Path) -> None:
-        """tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them.
+        """tokenizer.json, tokenizer_config.json and, where there is a template, chat_template.jinja, as transformers reads them.
 
         Error: OSError when the disk is full; callers write the folder whole or not at all.
         """
@@ -242,18 +242,21 @@ class Tokenizer:
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,
             "model_max_length": 1 << 20,
-            "chat_template": CHAT_TEMPLATE,
         }
+        template = self.special.template
+        if template is not None:
+            config["chat_template"] = template
         if self.simplify:
             config["simplify"] = True
         contents = (
             self.backend.to_str(pretty=False),
             json.dumps(config, ensure_ascii=False, indent=2) + "\n",
-            CHAT_TEMPLATE,
+            template,
         )
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in zip(_FILES, contents, strict=True):
-            (folder / name).write_text(content, encoding="utf-8")
+            if content is not None:
+                (folder / name).write_text(content, encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone, no BOS. The names of special tokens in it are ordinary text.
