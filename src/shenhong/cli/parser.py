@@ -198,6 +198,9 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave the multi-token-prediction layer out of a gguf file",
     )
+    out.add_argument(
+        "--force", action="store_true", help="replace the model that lies under that name already"
+    )
     out.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
     about = verb(

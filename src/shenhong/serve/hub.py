@@ -19,7 +19,7 @@ from shenhong.chat.template import Template
 from shenhong.domains.base import Domain
 from shenhong.engine import Sampling
 from shenhong.llm import LLM
-from shenhong.models import facts, folder_of, is_gguf
+from shenhong.models import facts, folder_of, is_gguf, run_of
 from shenhong.serve.engine_thread import EngineThread
 from shenhong.serve.http.faults import Fault
 from shenhong.serve.http.guard import Keys
@@ -57,7 +57,7 @@ def open_models(paths: list[Path], dtype: torch.dtype, settings: Settings) -> di
     try:
         for path in paths:
             folder = folder_of(path)
-            run = folder.parent if folder.name == "model" else folder
+            run = run_of(folder)
             plain = run.stem if is_gguf(run) else run.resolve().name
             name, number = plain, 1
             while name in found:

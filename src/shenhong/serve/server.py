@@ -95,11 +95,10 @@ class Server(uvicorn.Server):
     async def _finish(self) -> None:
         """Wait for the answers, then end those that are left with an error, and stop."""
         hub, loop = self.hub, asyncio.get_running_loop()
-        waiting = hub.answering()
-        if waiting:
-            seconds = hub.settings.drain_seconds
-            answers = "1 answer" if waiting == 1 else f"{waiting} answers"
-            print(f"stopping: {answers} may finish within {seconds:g} s", file=sys.stderr)
+        waiting, seconds = hub.answering(), hub.settings.drain_seconds
+        answers = "1 answer" if waiting == 1 else f"{waiting} answers"
+        what = f"{answers} may finish within {seconds:g} s" if waiting else "no answer is under way"
+        print(f"stopping: {what}", file=sys.stderr, flush=True)
         until = loop.time() + hub.settings.drain_seconds
         while hub.answering() and loop.time() < until and not self.should_exit:
             await asyncio.sleep(0.02)
@@ -153,5 +152,7 @@ def serve(
         say(f"{', '.join(hub.models)} at {address_of(bound)}  (Ctrl-C stops)")
         sys.stdout.flush()
         server.run(sockets=[bound])
+        if server.started:
+            print("stopped", file=sys.stderr, flush=True)
     if not server.started:
         raise ServeError("the server could not start; the lines above say why")
