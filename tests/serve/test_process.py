@@ -102,7 +102,8 @@ def test_running_answers_finish_and_new_ones_get_a_503(
 def test_a_stop_is_said_when_it_is_asked_for_and_when_it_is_done(
     tiny: Tiny, tmp_path: Path
 ) -> None:
-    with process(tiny, tmp_path) as (started, _):
+    with process(tiny, tmp_path) as (started, url):
+        httpx.get(f"{url}/health")
         started.send_signal(signal.SIGTERM)
         assert started.wait(60) == 0
         assert started.stderr is not None

@@ -47,6 +47,11 @@ class Served:
     thread: EngineThread = field(init=False)
 
     @property
+    def chat(self) -> bool:
+        """Whether it learnt to answer; a model that did not goes on with the text it is given."""
+        return self.llm.tokenizer.special.template is not None
+
+    @property
     def context(self) -> int:
         return self.llm.engine.config.max_position_embeddings
 

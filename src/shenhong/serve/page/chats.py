@@ -25,6 +25,7 @@ from shenhong.serve.page.schemas import (
     Login,
     Target,
     TurnRequest,
+    TurnSettings,
 )
 from shenhong.serve.page.store import new_id, text_of
 from shenhong.serve.sampling import sampling_json
@@ -32,6 +33,7 @@ from shenhong.serve.sampling import sampling_json
 router = APIRouter(prefix="/api")
 
 TITLE_CHARACTERS = 40
+LONGEST_ANSWER, LONGEST_PIECE = 1024, 256  # tokens; of a document that is gone on with
 After = Annotated[int | None, Query(ge=0, le=2**62)]
 
 
@@ -46,7 +48,7 @@ def no_such(what: str) -> Fault:
 @router.get("/bootstrap")
 async def bootstrap(request: Request) -> Any:
     hub = hub_of(request)
-    longest = {"max_tokens": min(hub.limits.max_output_tokens, 1024)}
+    most = hub.limits.max_output_tokens
     return {
         "version": __version__,
         "models": [
@@ -55,8 +57,10 @@ async def bootstrap(request: Request) -> Any:
                 "name": model.id,
                 "context": model.context,
                 "template_thinking": model.template.thinking,
+                "chat": model.chat,
                 "domain": model.domain.hints(),
-                "defaults": sampling_json(model.sampling) | longest,
+                "defaults": sampling_json(model.sampling)
+                | {"max_tokens": min(most, LONGEST_ANSWER if model.chat else LONGEST_PIECE)},
                 "facts": {k: v for k, v in model.facts.items() if k not in ("folder", "file")},
             }
             for model in hub.models.values()
@@ -192,10 +196,12 @@ async def export(
 
 
 def _markdown(chat: dict[str, Any]) -> str:
-    """The chosen branch, for people."""
+    """The chosen branch, for people: a document as it stands, a conversation turn by turn."""
     messages = chat["messages"]
     leaf = chat["leaf"] or (messages[-1]["id"] if messages else "")
     branch = conversation(messages, leaf)
+    if any((message["settings"] or {}).get("plain") for message in messages):
+        return _document(branch) + "\n"
     turns = [f"## {turn['role'].title()}\n\n{turn['content']}" for turn in branch]
     return "\n\n".join([f"# {chat['title'] or 'Chat'}", *turns]) + "\n"
 
@@ -222,7 +228,7 @@ async def turn(request: Request, chat: str, body: TurnRequest) -> Any:
             "parts": [{"type": "text", "text": _composed(hub, body.text, body)}],
             "state": "done",
         }
-    if asked["role"] != "user":
+    if asked["role"] != "user" and not all(target.settings.plain for target in body.targets):
         raise bad("answers belong to a user message", "parent")
     branch = conversation([*found["messages"], asked], asked["id"])
     started = []
@@ -264,8 +270,8 @@ async def _start(
     hub: Hub, owner: str, branch: list[dict[str, Any]], target: Target, answer: dict[str, Any]
 ) -> Job:
     model, started = hub.model(target.model), time.monotonic()
-    prompt, thinking = await _prompt(hub, model, branch)
     settings = target.settings
+    prompt, thinking = await _prompt(hub, model, branch, settings)
     generation = GenerationRequest(
         prompt,
         settings,
@@ -279,12 +285,14 @@ async def _start(
         "settings": settings.model_dump(exclude_none=True),
         "job": new_id(),
     }
-    words = branch[-1]["content"]
+    words = None if settings.plain else branch[-1]["content"]
     return Job(message["job"], owner, model, message, stream, generation, words, started)
 
 
 def _composed(hub: Hub, text: str, body: TurnRequest) -> str:
     """The prompt for what was typed and chosen, as the domain of the first model asked writes it. Fault: 400."""
+    if all(target.settings.plain for target in body.targets):
+        return text
     domain = hub.model(body.targets[0].model).domain
     known = {option.name: option for option in domain.options}
     for name, value in body.options.items():
@@ -299,13 +307,31 @@ def _composed(hub: Hub, text: str, body: TurnRequest) -> str:
         raise bad(str(error), "options", "invalid_value") from None
 
 
-async def _prompt(hub: Hub, model: Served, branch: list[dict[str, Any]]) -> tuple[list[int], bool]:
-    """A model that learnt from single prompts is asked with the last one alone."""
+def _document(branch: list[dict[str, Any]]) -> str:
+    return "".join(part["content"] for part in branch)
+
+
+async def _prompt(
+    hub: Hub, model: Served, branch: list[dict[str, Any]], settings: TurnSettings
+) -> tuple[list[int], bool | None]:
+    """The tokens, and whether they end inside of thinking; None: thinking is left in the text."""
+    if settings.plain:
+        return await _end_of(hub, model, _document(branch), settings.max_tokens), None
+    # A model that learnt from single prompts is asked with the last one alone.
     prompt, thinking = await model.template.prompt(
         branch[-1:] if model.domain.single_turn else branch
     )
     check_prompt(model, hub.limits, len(prompt), "text")
     return prompt, thinking
+
+
+async def _end_of(hub: Hub, model: Served, text: str, max_tokens: int | None) -> list[int]:
+    """As much of the end of a document as leaves room for what is to follow, but at least half of what the model reads."""
+    tokenizer = model.llm.tokenizer
+    tokens = await asyncio.to_thread(tokenizer.encode, text)
+    most = min(model.context, hub.limits.max_prompt_tokens)
+    room = most - min(max_tokens or LONGEST_PIECE, most // 2) - len(tokenizer.begin)
+    return [*tokenizer.begin, *tokens[-max(1, room) :]]
 
 
 @router.get("/jobs/{job}/events")

@@ -11,7 +11,10 @@ from shenhong.serve.http.fields import Name, SamplingFields, Strict, Text
 
 
 class TurnSettings(SamplingFields):
+    """`plain`: the texts of the branch are one document, which is gone on with as it stands, asked by no template."""
+
     max_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
+    plain: Annotated[bool, Field(strict=True)] | None = None
 
 
 class Target(Strict):
@@ -23,12 +26,14 @@ class TurnRequest(Strict):
     parent: Name | None = None
     text: Annotated[str, StringConstraints(strict=True, min_length=1)] | None = None
     options: dict[Name, Name] = Field({}, max_length=16)  # chosen beside the text
-    targets: Annotated[list[Target], Field(min_length=1, max_length=4)]
+    targets: Annotated[list[Target], Field(max_length=4)]  # none: the text is only kept
 
     @model_validator(mode="after")
     def answers_something(self) -> TurnRequest:
         if self.text is None and self.parent is None:
             raise ValueError("give text, or the user message to answer again as parent")
+        if self.text is None and not self.targets:
+            raise ValueError("give text to keep, or targets to answer")
         return self
 
 
