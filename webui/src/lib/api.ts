@@ -34,7 +34,7 @@ async function request<T>(method: string, path: string, body?: unknown): Promise
 
 const at = encodeURIComponent;
 
-export const PAGE = 100; // chats told at once
+export const PAGE = 100; // chats listed at once
 
 export const api = {
   bootstrap: () => request<Bootstrap>("GET", "bootstrap"),

@@ -1,7 +1,7 @@
 // The state of the page. The server is the source of truth: this is its picture, kept fresh by two
 // kinds of streams, /api/events for what changes anywhere and one stream a running answer.
 import { api, ApiError, PAGE } from "./api";
-import { told } from "./faults";
+import { messageOf } from "./faults";
 import { prefs } from "./prefs.svelte";
 import { follow } from "./sse";
 import { branch, leafOf } from "./tree";
@@ -21,7 +21,7 @@ export const store = $state({
   wanted: null as string | null, // the chat asked for
   draft: "", // what is being written, wherever the page goes meanwhile
   turns: 0, // how many were asked for on this page
-  said: "", // the one polite announcement
+  announcement: "", // the one polite announcement
   fault: "", // the last thing that went wrong, for the user to read
 });
 
@@ -35,8 +35,8 @@ export const model = (side: 0 | 1 = 0): Model | undefined =>
 
 /** Say something once, to those who listen instead of look. */
 function announce(text: string): void {
-  store.said = "";
-  setTimeout(() => (store.said = text), 50);
+  store.announcement = "";
+  setTimeout(() => (store.announcement = text), 50);
 }
 
 let ofUser = false; // whether what is shown as wrong came of something the user did
@@ -57,7 +57,7 @@ async function attempt<T>(work: () => Promise<T>, user = true): Promise<T | unde
     if (!(error instanceof ApiError)) throw error;
     if (error.status === 0) lost();
     else if (error.status === 401) lock();
-    else fail(told(error), user);
+    else fail(messageOf(error), user);
   }
 }
 
@@ -103,7 +103,7 @@ export async function login(key: string): Promise<string> {
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     if (error.status === 0) return t("noServer");
-    return error.status === 401 ? t("wrongKey") : error.status === 429 ? t("tooManyTries") : told(error);
+    return error.status === 401 ? t("wrongKey") : error.status === 429 ? t("tooManyTries") : messageOf(error);
   }
   store.link = "connecting";
   await connect();
@@ -204,7 +204,7 @@ export async function open(id: string, quietly = false): Promise<void> {
   if (store.wanted !== id) return;
   store.missing = false;
   for (const message of chat.messages) {
-    // An answer that streams already is further than what the server just told.
+    // An answer that streams already is further than what the server just sent.
     const mine = message.job && streams.has(message.job) && store.chat?.messages.find((m) => m.id === message.id);
     if (mine && message.state === "running") message.parts = mine.parts;
   }
@@ -288,7 +288,7 @@ function listen(message: Message): void {
   streams.set(job, close);
 }
 
-export function targets(): Target[] {
+export function currentTargets(): Target[] {
   const sides: (0 | 1)[] = prefs.compare ? [0, 1] : [0];
   return sides.map((side) => ({
     model: model(side)?.id ?? "",
@@ -297,12 +297,12 @@ export function targets(): Target[] {
 }
 
 /** Send a text below `parent`, or (text null) answer the user message `parent` again. */
-export async function turn(parent: string | null, text: string | null, options: Record<string, string> = {}, ask = targets()): Promise<boolean> {
+export async function turn(parent: string | null, text: string | null, options: Record<string, string> = {}, targets = currentTargets()): Promise<boolean> {
   const begun = !store.chat;
   const { wanted } = store;
   const chat = store.chat ?? (await attempt(api.newChat));
   if (!chat) return false;
-  const reply = await attempt(() => api.turn(chat.id, parent, text, options, ask));
+  const reply = await attempt(() => api.turn(chat.id, parent, text, options, targets));
   if (!reply && begun && store.link === "online") {
     void attempt(() => api.remove(chat.id), false); // what is refused leaves no empty chat behind
     return false;
