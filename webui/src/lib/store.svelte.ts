@@ -20,6 +20,7 @@ export const store = $state({
   missing: false, // the chat asked for is not there
   wanted: null as string | null, // the chat asked for
   draft: "", // what is being written, wherever the page goes meanwhile
+  edits: {} as Record<string, string>, // documents that were changed and not kept yet, by chat
   turns: 0, // how many were asked for on this page
   announcement: "", // the one polite announcement
   fault: "", // the last thing that went wrong, for the user to read
@@ -32,6 +33,12 @@ export const path = () => (store.chat ? branch(store.chat.messages, store.chat.l
 export const running = () => (store.chat?.messages ?? []).filter((message) => message.state === "running");
 export const model = (side: 0 | 1 = 0): Model | undefined =>
   store.boot?.models.find((each) => each.id === prefs.models[side]) ?? store.boot?.models[0];
+
+/** Whether the page is a document to go on with: what was written so, or what a model that learnt no answers begins. */
+export function writing(): boolean {
+  const answers = store.chat?.messages.filter(({ role }) => role === "assistant") ?? [];
+  return answers.length ? answers.some(({ settings }) => settings?.plain) : model()?.chat === false;
+}
 
 /** Say something once, to those who listen instead of look. */
 function announce(text: string): void {
@@ -252,7 +259,7 @@ function listen(message: Message): void {
   const end = (state: Message["state"]) => {
     cancelAnimationFrame(frame);
     streams.delete(job);
-    announce(state === "error" ? t("failed") : state === "stopped" ? t("stopped") : t("done"));
+    announce(state === "error" ? t("failed") : state === "stopped" ? t("stopped") : t(message.settings?.plain ? "continued" : "done"));
   };
   const close = follow(`/api/jobs/${encodeURIComponent(job)}/events`, {
     after: 0,
@@ -331,10 +338,9 @@ export async function stop(): Promise<void> {
   await Promise.all(running().map((message) => message.job && attempt(() => api.stop(message.job!))));
 }
 
-/** Show the branch through `message`. */
-export async function choose(message: Message): Promise<void> {
+/** Show the branch through `message`, to where it was last left or to `leaf`. */
+export async function choose(message: Message, leaf = leafOf(store.chat?.messages ?? [], message.id)): Promise<void> {
   if (!store.chat) return;
-  const leaf = leafOf(store.chat.messages, message.id);
   store.chat.leaf = leaf;
   const { id } = store.chat;
   await attempt(() => api.change(id, { leaf }));

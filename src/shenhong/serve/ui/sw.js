@@ -1,7 +1,7 @@
 // The shell opens without the server: its files are kept, its data never are. Each build has its
 // own store, so that pages never mix two builds; the API is not touched.
-const VERSION = "f93801d24db2";
-const FILES = ["/","/assets/RunsView-7oq7I5Rz.js","/assets/RunsView-B-6Zvj6S.css","/assets/formula-CfWAu5AA.js","/assets/highlight-CKa98cGG.js","/assets/index-CDrtN2y3.css","/assets/index-CUR_W_D7.js","/icon-180.png","/icon-192.png","/icon-512.png","/icon.svg","/manifest.webmanifest"];
+const VERSION = "a921751ab09a";
+const FILES = ["/","/assets/RunsView-B-6Zvj6S.css","/assets/RunsView-B9-yCudn.js","/assets/formula-CgrY9NJl.js","/assets/highlight-CKa98cGG.js","/assets/index-5DuuGs_T.css","/assets/index-BNGG-yFE.js","/icon-180.png","/icon-192.png","/icon-512.png","/icon.svg","/manifest.webmanifest"];
 const STORE = `shell-${VERSION}`;
 
 self.addEventListener("install", (event) => {
