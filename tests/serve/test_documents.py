@@ -51,7 +51,11 @@ def test_a_document_is_gone_on_with_as_it_stands(writer: Running) -> None:
     assert piece and texts(writer, chat) == found
     turn(writer, chat, None, first["user"]["id"], seed=7)  # another one in the same place
     turn(writer, chat, " And so", first["answers"][0]["id"], seed=8)
-    added = [completed(writer, begin, 7), " And so", completed(writer, begin + piece + " And so", 8)]
+    added = [
+        completed(writer, begin, 7),
+        " And so",
+        completed(writer, begin + piece + " And so", 8),
+    ]
     assert texts(writer, chat) == found + added
     exported = writer.http.get(f"/api/chats/{chat}/export?format=markdown").text
     assert exported == begin + piece + " And so" + added[-1] + "\n"

@@ -210,11 +210,9 @@ export async function open(id: string, quietly = false): Promise<void> {
   }
   if (store.wanted !== id) return;
   store.missing = false;
-  for (const message of chat.messages) {
-    // An answer that streams already is further than what the server just sent.
-    const mine = message.job && streams.has(message.job) && store.chat?.messages.find((m) => m.id === message.id);
-    if (mine && message.state === "running") message.parts = mine.parts;
-  }
+  // An answer that streams here, or has ended, is further than what the server just sent.
+  const before = new Map(store.chat?.messages.map((message) => [message.id, message]));
+  chat.messages = chat.messages.map((message) => (message.state === "running" && before.get(message.id)) || message);
   store.chat = chat;
   for (const message of store.chat.messages) listen(message);
 }
