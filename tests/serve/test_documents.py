@@ -66,14 +66,14 @@ def test_a_document_is_gone_on_with_as_it_stands(writer: Running) -> None:
 
 def test_an_edit_is_kept_without_an_answer(writer: Running) -> None:
     chat = new(writer)
-    body = {"text": "As it is", "targets": []}
-    kept = writer.http.post(f"/api/chats/{chat}/turns", json=body).json()
-    assert kept["answers"] == [] and texts(writer, chat) == ["As it is"]
-    assert writer.http.get(f"/api/chats/{chat}").json()["leaf"] == kept["user"]["id"]
-    reply = writer.http.post(
-        f"/api/chats/{chat}/turns", json={"parent": kept["user"]["id"], "targets": []}
-    )
-    assert reply.status_code == 400 and "targets" in reply.json()["error"]["message"]
+    first = writer.http.post(f"/api/chats/{chat}/texts", json={"text": "As it is"}).json()
+    more = {"text": " and was", "parent": first["id"]}
+    second = writer.http.post(f"/api/chats/{chat}/texts", json=more).json()
+    assert texts(writer, chat) == ["As it is", " and was"]
+    found = writer.http.get(f"/api/chats/{chat}").json()
+    assert (found["leaf"], found["title"]) == (second["id"], "As it is")
+    for where, body, status in ((chat, more | {"parent": "x"}, 400), ("none", more, 404)):
+        assert writer.http.post(f"/api/chats/{where}/texts", json=body).status_code == status
 
 
 def test_of_a_long_document_its_end_is_read(writer: Running) -> None:

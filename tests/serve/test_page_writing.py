@@ -89,7 +89,7 @@ def test_a_text_is_gone_on_with_as_it_is_written(
     page.reload()
     goes_on(page, 2)
     assert box(page).input_value() == BEGIN + "".join(texts(writer, page))
-    page.get_by_role("link", name=BEGIN).wait_for()  # among the chats
+    page.get_by_role("link", name=BEGIN).first.wait_for()  # among the chats
 
 
 def test_alternatives_are_kept_and_stepped_between(writer: Running, visit: Visitor) -> None:
@@ -136,6 +136,7 @@ def test_an_edit_leaves_what_was_there_as_another_version(writer: Running, visit
     assert button(page, "Retry").is_disabled() and written(page) == [before[len(BEGIN) :]]
     page.goto(f"{writer.url}/#/")
     page.go_back()
+    button(page, "Save").wait_for()
     assert box(page).input_value() == before + " So"  # what was written is not lost
     box(page).press("Control+s")
     button(page, "Save").wait_for(state="detached")

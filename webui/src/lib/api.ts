@@ -58,6 +58,8 @@ export const api = {
       options,
       targets,
     }),
+  keep: (id: string, parent: string | null, text: string) =>
+    request<Message>("POST", `chats/${at(id)}/texts`, { parent, text }),
   stop: (job: string) => request<void>("POST", `jobs/${at(job)}/stop`),
   runs: () => request<{ runs: RunLine[] }>("GET", "runs"),
   run: (id: string) => request<RunSoFar>("GET", `runs/${at(id)}`),

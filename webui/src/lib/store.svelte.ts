@@ -327,6 +327,16 @@ export async function turn(parent: string | null, text: string | null, options: 
   return true;
 }
 
+/** Keep a text below `parent` that nothing answers yet. */
+export async function keep(parent: string | null, text: string): Promise<boolean> {
+  const { chat } = store;
+  const message = chat && (await attempt(() => api.keep(chat.id, parent, text)));
+  if (!message) return false;
+  put(message);
+  if (store.chat?.id === message.chat) store.chat.leaf = message.id;
+  return true;
+}
+
 /** Answer again where `message`, an answer, stands. */
 export function regenerate(message: Message): void {
   if (message.parent) void turn(message.parent, null);

@@ -22,6 +22,7 @@ from shenhong.serve.page.schemas import (
     ChatChange,
     ChatNew,
     ImportedChat,
+    KeptText,
     Login,
     Target,
     TurnRequest,
@@ -216,18 +217,12 @@ async def turn(request: Request, chat: str, body: TurnRequest) -> Any:
     hub.meter.request(owner)
     if hub.draining:
         raise stopping()
-    found = await _found(request, chat)
-    by_id = {message["id"]: message for message in found["messages"]}
-    if body.parent is not None and body.parent not in by_id:
-        raise bad("parent is no message of this chat", "parent")
+    found, by_id = await _with_parent(request, chat, body.parent)
     now, user = time.time(), None
     if body.text is None:
         asked = by_id[body.parent or ""]
     else:
-        asked = user = _message(chat, body.parent, "user", now) | {
-            "parts": [{"type": "text", "text": _composed(hub, body.text, body)}],
-            "state": "done",
-        }
+        asked = user = _user(chat, body.parent, _composed(hub, body.text, body), now)
     if asked["role"] != "user" and not all(target.settings.plain for target in body.targets):
         raise bad("answers belong to a user message", "parent")
     branch = conversation([*found["messages"], asked], asked["id"])
@@ -237,9 +232,8 @@ async def turn(request: Request, chat: str, body: TurnRequest) -> Any:
             stamp = now + (number + 1) * 1e-6  # siblings keep their order
             answer = _message(chat, asked["id"], "assistant", stamp)
             started.append(await _start(hub, owner, branch, target, answer))
-        title = None if found["title"] else text_of(asked["parts"]).strip()[:TITLE_CHARACTERS]
         answers = [job.message for job in started]
-        await hub.stored(hub.store.add_turn, owner, chat, title, user, answers)
+        await hub.stored(hub.store.add_turn, owner, chat, _title(found, asked), user, answers)
     except BaseException as error:
         for job in started:
             job.stream.close()
@@ -250,6 +244,42 @@ async def turn(request: Request, chat: str, body: TurnRequest) -> Any:
         jobs.start(job)
     jobs.changed(owner).ring()
     return {"user": user, "answers": answers}
+
+
+@router.post("/chats/{chat}/texts")
+async def keep(request: Request, chat: str, body: KeptText) -> Any:
+    """A text of the user's that nothing answers yet: an edit of a document."""
+    hub, owner = hub_of(request), owner_of(request)
+    hub.meter.request(owner)
+    found, _ = await _with_parent(request, chat, body.parent)
+    user = _user(chat, body.parent, body.text, time.time())
+    try:
+        await hub.stored(hub.store.add_turn, owner, chat, _title(found, user), user, [])
+    except sqlite3.IntegrityError:  # it was deleted meanwhile
+        raise no_such("chat") from None
+    jobs_of(request).changed(owner).ring()
+    return user
+
+
+async def _with_parent(
+    request: Request, chat: str, parent: str | None
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The chat and its messages by id, the parent among them. Fault: 400, 404."""
+    found = await _found(request, chat)
+    by_id = {message["id"]: message for message in found["messages"]}
+    if parent is not None and parent not in by_id:
+        raise bad("parent is no message of this chat", "parent")
+    return found, by_id
+
+
+def _title(chat: dict[str, Any], first: dict[str, Any]) -> str | None:
+    """Of a chat that has none yet."""
+    return None if chat["title"] else text_of(first["parts"]).strip()[:TITLE_CHARACTERS]
+
+
+def _user(chat: str, parent: str | None, text: str, created: float) -> dict[str, Any]:
+    parts = [{"type": "text", "text": text}]
+    return _message(chat, parent, "user", created) | {"parts": parts, "state": "done"}
 
 
 def _message(chat: str, parent: str | None, role: str, created: float) -> dict[str, Any]:

@@ -26,15 +26,18 @@ class TurnRequest(Strict):
     parent: Name | None = None
     text: Annotated[str, StringConstraints(strict=True, min_length=1)] | None = None
     options: dict[Name, Name] = Field({}, max_length=16)  # chosen beside the text
-    targets: Annotated[list[Target], Field(max_length=4)]  # none: the text is only kept
+    targets: Annotated[list[Target], Field(min_length=1, max_length=4)]
 
     @model_validator(mode="after")
     def answers_something(self) -> TurnRequest:
         if self.text is None and self.parent is None:
             raise ValueError("give text, or the user message to answer again as parent")
-        if self.text is None and not self.targets:
-            raise ValueError("give text to keep, or targets to answer")
         return self
+
+
+class KeptText(Strict):
+    parent: Name | None = None
+    text: Annotated[str, StringConstraints(strict=True, min_length=1)]
 
 
 class ChatNew(Strict):
