@@ -192,9 +192,12 @@ def test_a_phone_has_room_for_it(writer: Running, visit: Visitor) -> None:
     # The text area is as high as its text, which lies where its copy does.
     hidden = box(page).evaluate("area => area.scrollHeight - area.clientHeight")
     assert hidden == 0
+    places = []
     for name in ("Continue", "Retry", "Previous version", "Settings"):
         size = button(page, name).bounding_box()
         assert size["width"] >= 40 and size["height"] >= 40
+        places.append(size["y"] + size["height"] / 2)
+    assert max(places) - min(places) < 2  # in one row
 
 
 @with_axe

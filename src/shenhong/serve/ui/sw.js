@@ -1,7 +1,7 @@
 // The shell opens without the server: its files are kept, its data never are. Each build has its
 // own store, so that pages never mix two builds; the API is not touched.
-const VERSION = "e0b85469b166";
-const FILES = ["/","/assets/RunsView-B-6Zvj6S.css","/assets/RunsView-DKG8mrCH.js","/assets/formula-DNXzgzEv.js","/assets/highlight-CKa98cGG.js","/assets/index-BatNNx8d.js","/assets/index-CVZJ_aS5.css","/icon-180.png","/icon-192.png","/icon-512.png","/icon.svg","/manifest.webmanifest"];
+const VERSION = "7851587e9026";
+const FILES = ["/","/assets/RunsView-B-6Zvj6S.css","/assets/RunsView-ycAMwgwc.js","/assets/formula-DI68p-BP.js","/assets/highlight-CKa98cGG.js","/assets/index-BZFgb3A-.css","/assets/index-DGOdBz8L.js","/icon-180.png","/icon-192.png","/icon-512.png","/icon.svg","/manifest.webmanifest"];
 const STORE = `shell-${VERSION}`;
 
 self.addEventListener("install", (event) => {
