@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ def goes_on(page: Any, pieces: int) -> None:
 
 
 def texts(server: Running, page: Any) -> list[str]:
-    return ["".join(p["text"] for p in m["parts"]) for m in answers(whole(server, page))]
+    """What the model wrote, with the one kind of line ends that a text area knows."""
+    found = ("".join(p["text"] for p in m["parts"]) for m in answers(whole(server, page)))
+    return [re.sub("\r\n?", "\n", text) for text in found]
 
 
 def test_a_text_is_gone_on_with_as_it_is_written(

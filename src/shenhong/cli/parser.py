@@ -113,7 +113,8 @@ def parser() -> argparse.ArgumentParser:
         "model", metavar="MODEL", type=Path, help="a run folder, a model folder or a GGUF file"
     )
     gen.add_argument(
-        "prompt", help="what to say to the model; for the poet a title, or form and title"
+        "prompt",
+        help="what to say to the model; for the poet a title, or form and title; a model of plain text goes on with it",
     )
     for option in _options():
         gen.add_argument(

@@ -116,7 +116,8 @@ def _set_draft(model: Served, depth: int | None) -> None:
     if depth is not None:
         engine.drafter.depth = depth
         return
-    prompt = model.llm.tokenizer.encode_prompt("")
+    tokenizer = model.llm.tokenizer
+    prompt = tokenizer.encode_prompt("") if model.chat else tokenizer.begin
     engine.calibrate(prompt, min(DRAFT_TOKENS, model.context - len(prompt)), DEEPEST_DRAFT)
 
 
