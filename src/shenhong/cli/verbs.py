@@ -116,8 +116,9 @@ def _composed(options: argparse.Namespace) -> str:
         chosen = {option.name: getattr(options, option.name) for option in domain.options}
         given = [f"--{option}" for option, value in chosen.items() if value is not None]
         if given:
+            prompt = domain.compose(options.prompt, **chosen)
             _check_kind(options, name, given[0])
-            return domain.compose(options.prompt, **chosen)
+            return prompt
     return options.prompt
 
 
