@@ -28,7 +28,9 @@ os.environ["GOMP_SPINCOUNT"] = "100"
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
-POEMS = Path(__file__).parents[1] / "data" / "poetry" / "poems.parquet"
+DATA = Path(__file__).parents[1] / "data"
+POEMS = DATA / "poetry" / "poems.parquet"
+ENGLISH = next((DATA / "english").glob("*.parquet"))
 
 STAGES = ("corpus", "tokenizer", "tokens", "train", "model", "evaluate", "report")
 
@@ -105,6 +107,22 @@ def tiny(recipe: Path) -> Tiny:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return Tiny(recipe, run, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on plain English documents, which have no prompts."""
+    folder = tmp_path_factory.mktemp("prose")
+    texts = pq.read_table(ENGLISH, columns=["text"]).slice(0, 300)["text"].to_pylist()
+    lines = (json.dumps({"text": text[:400]}) + "\n" for text in texts)
+    (folder / "english.jsonl").write_text("".join(lines), encoding="utf-8")
+    recipe = RECIPE.replace('"verse"', '"text"').replace("poems.jsonl", "english.jsonl")
+    recipe = recipe.replace("isolate_ideographs = true\n", "").replace("steps = 16", "steps = 4")
+    (folder / "prose.toml").write_text(recipe, encoding="utf-8")
+    command = shenhong("train", folder / "prose.toml", "--run", folder / "prose")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return folder / "prose"
 
 
 @pytest.fixture

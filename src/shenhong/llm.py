@@ -103,7 +103,7 @@ class LLM:
         """An answer to a prompt, or to each of several, in order.
 
         A prompt is put to the model as it was taught to be asked: ours in its own way, another's as one user message of
-        its chat template. ``plain``: the bare text is continued instead. ``stop``: an answer ends before any of these
+        its chat template. One that never learnt to be asked goes on with the bare text, as any does with ``plain``. ``stop``: an answer ends before any of these
         strings. Answer i of a call is drawn from ``request_seed(seed, i)``.
         Errors: RequestError for what cannot be honoured, ServeError for a chat template that cannot be used.
         """
@@ -197,9 +197,9 @@ class LLM:
         if not isinstance(text, str):
             raise RequestError(f"a prompt is a text, not {text!r:.80}")
         tokenizer = self.tokenizer
-        if plain:
+        if plain or tokenizer.special.template is None:
             return [*tokenizer.begin, *tokenizer.encode(text)]
-        if tokenizer.own or tokenizer.special.template is None:
+        if tokenizer.own:
             return tokenizer.encode_prompt(text)
         return self._opened().prompt_now([{"role": "user", "content": text}])
 

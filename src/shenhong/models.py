@@ -45,6 +45,11 @@ def folder_of(path: Path) -> Path:
     )
 
 
+def run_of(place: Path) -> Path:
+    """The run that a model folder belongs to, if it belongs to one; else the folder or file itself."""
+    return place.parent if place.name == "model" else place
+
+
 def facts(path: Path) -> dict[str, Any]:
     """What a model is and costs, for people and scripts."""
     place, config, tokenizer = open_source(path)

@@ -166,6 +166,32 @@ def test_generate_repeats_itself_and_n_begins_with_the_same(tiny: Tiny, capfd: C
     assert capfd.readouterr().out == three[0] + "\n"
 
 
+def test_a_model_of_plain_text_goes_on_with_the_prompt(prose: Path, capfd: Captured) -> None:
+    command = ["generate", str(prose), "The climate", "--max-tokens", "12"]
+    shown = []
+    for more in ([], ["--plain"]):
+        assert main([*command, *more]) == 0
+        shown.append(capfd.readouterr().out)
+    assert shown[0] == shown[1] != "\n"
+
+
+def test_a_form_is_for_models_of_verse(
+    prose: Path, tiny: Tiny, tmp_path: Path, refused: Callable[..., str], capfd: Captured
+) -> None:
+    form = ("--form", "五绝")
+    refused("generate", prose, "x", *form, says=("--form", "verse", prose, "plain text"))
+    for to, out in (("hf", "poet"), ("gguf", "poet.gguf")):  # which say no longer what they are
+        command = ["export", str(tiny.run), "--to", to, "--out", str(tmp_path / out)]
+        assert main(command) == 0
+        assert main(["generate", str(tmp_path / out), "长城", *form, "--max-tokens", "4"]) == 0
+    manifest = tiny.run / "manifest.json"
+    other = tmp_path / "other"
+    shutil.copytree(tiny.run / "model", other / "model")
+    named = manifest.read_text().replace('"domain": "verse"', '"domain": "haiku"')
+    (other / "manifest.json").write_text(named)
+    refused("generate", other, "长城", *form, says=("a model of haiku",))
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

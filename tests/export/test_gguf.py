@@ -14,6 +14,7 @@ from shenhong.cli.main import main
 from shenhong.errors import ModelError, RunError
 from shenhong.export import deepseek2, open_gguf, save_gguf, save_model
 from shenhong.model import Yarn
+from tests.conftest import state
 from tests.export.folders import small_config, small_folder, small_tokenizer
 
 # Largest error of a number, as a share of the largest in its block of 32 (F16: of itself).
@@ -156,6 +157,39 @@ def test_another_tokenizer_is_refused(tmp_path, model):
         save_gguf(folder, tmp_path / "m.gguf")
 
 
+def test_tensors_kept_in_other_bits_are_one_line_a_reason(tmp_path):
+    config = small_config(4, q_lora_rank=16, num_hidden_layers=3, num_nextn_predict_layers=0)
+    folder, _ = small_folder(tmp_path / "odd", config)
+    notes = save_gguf(folder, tmp_path / "m.gguf", 4).notes
+    kinds = [tensor.kind for tensor in open_gguf(tmp_path / "m.gguf").tensors.values()]
+    counts = [int(note.split()[0]) for note in notes if "16 bits" in note]
+    assert sum(counts) == kinds.count("F16") > 2 and len(notes) < 3
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_a_model_is_replaced_only_where_that_is_asked_for(tmp_path, model, refused, to):
+    out = tmp_path / "out"
+    command = ["export", model[0], "--to", to, "--out", out]
+    assert main([str(word) for word in command]) == 0
+    before = state(tmp_path)
+    refused(*command, "--bits", "8", says=(out, "exists", "--force"))
+    assert state(tmp_path) == before
+    assert main([str(word) for word in (*command, "--bits", "8", "--force")]) == 0
+    assert state(tmp_path) != before
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_what_is_no_model_is_never_replaced(tmp_path, model, refused, to):
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    (folder / "novel.txt").write_text("years of work")
+    file.write_text("years of work")
+    before = state(tmp_path)
+    for out in (folder, file):
+        refused("export", model[0], "--to", to, "--out", out, "--force", says=(out, "is no"))
+    assert state(tmp_path) == before
+
+
 def test_an_interrupted_export_leaves_nothing(tmp_path, model, monkeypatch):
     target = tmp_path / "m.gguf"
     target.write_bytes(b"the old one")
@@ -211,8 +245,8 @@ def test_the_verb(tmp_path, model, capsys):
     for arguments, words in (
         (["--to", "hf", "--out", str(tmp_path)], "is no model folder"),
         (["--to", "hf", "--out", str(model[0])], "is where the model lies"),
-        (["--to", "hf", "--bits", "4", "--out", str(folder)], "--bits 4"),
-        (["--to", "hf", "--no-mtp", "--out", str(folder)], "--no-mtp"),
+        (["--to", "hf", "--bits", "4", "--out", str(folder), "--force"], "--bits 4"),
+        (["--to", "hf", "--no-mtp", "--out", str(folder), "--force"], "--no-mtp"),
         (["--to", "gguf", "--out", str(out / "m.gguf")], "cannot write"),
     ):
         assert main(["export", str(model[0]), *arguments]) == 2

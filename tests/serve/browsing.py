@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,6 +105,23 @@ def slow(server: Running, patch: pytest.MonkeyPatch, seconds: float = 0.02) -> N
 
         patch.setattr(engine, "step", slow_step)
         patch.setattr(engine, "submit", long_submit)
+
+
+AXE = Path(__file__).parents[2] / "webui" / "node_modules" / "axe-core" / "axe.min.js"
+with_axe = pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed")
+
+
+def accessible(page: Any, where: str) -> None:
+    """axe finds nothing grave on the page as it is."""
+    page.wait_for_timeout(300)  # colours move for a moment
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    result = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    grave = [
+        (where, fault["id"], fault["nodes"][0]["html"], fault["nodes"][0]["failureSummary"])
+        for fault in result["violations"]
+        if fault["impact"] != "minor"
+    ]
+    assert not grave, grave
 
 
 POEM = "秦时明月汉时关，万里长征人未还。但使龙城飞将在，不教胡马度阴山。"

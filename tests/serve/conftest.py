@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,13 @@ from tests.serve.running import Running, running, with_template
 def served(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     data = tmp_path_factory.mktemp("data")
     with running(tiny.run, data, runs=tiny.run.parent) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def writer(prose: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server of a model that goes on with plain text."""
+    with running(prose, tmp_path_factory.mktemp("writer")) as server:
         yield server
 
 

@@ -14,6 +14,7 @@ import pytest
 from tests.serve.browsing import (
     Proxy,
     Visitor,
+    accessible,
     chromium,
     imported,
     proxy,
@@ -21,6 +22,7 @@ from tests.serve.browsing import (
     visit,
     visiting,
     wait_done,
+    with_axe,
 )
 from tests.serve.running import Running
 
@@ -156,49 +158,34 @@ def test_phone(served: Running, visit: Visitor) -> None:
         assert size["width"] >= 40 and size["height"] >= 40
 
 
-@pytest.mark.skipif(
-    not (WEBUI / "node_modules" / "axe-core").exists(), reason="axe-core is not installed"
-)
+@with_axe
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_fault_of_access(served: Running, visit: Visitor, scheme: str) -> None:
-    axe = (WEBUI / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
-
-    def look(page: Any, where: str) -> None:
-        page.wait_for_timeout(300)  # colours move for a moment
-        page.evaluate(axe)
-        result = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
-        grave = [
-            (where, fault["id"], fault["nodes"][0]["html"], fault["nodes"][0]["failureSummary"])
-            for fault in result["violations"]
-            if fault["impact"] != "minor"
-        ]
-        assert not grave, grave
-
     chat = imported(served, ["show", PROSE])
     page = visit.page(color_scheme=scheme)
     page.wait_for_selector(".welcome")
-    look(page, "welcome")
+    accessible(page, "welcome")
     page.get_by_role("button", name="Compare").click()
     say(page)
     wait_done(page, 2)
-    look(page, "compare")
+    accessible(page, "compare")
     page.get_by_role("button", name="Settings").click()
-    look(page, "settings")
+    accessible(page, "settings")
     page.keyboard.press("Escape")
     plain_model(page)
     page.goto(f"{served.url}/?again#/c/{chat}")
     page.locator(".prose .hljs-string").wait_for()
-    look(page, "prose")
+    accessible(page, "prose")
     page.get_by_role("button", name="Edit").click()
-    look(page, "edit")
+    accessible(page, "edit")
     page.get_by_role("button", name="Keyboard").click()
-    look(page, "help")
+    accessible(page, "help")
     page.keyboard.press("Escape")
     page.get_by_role("button", name="More: imported").first.click()
-    look(page, "menu")
+    accessible(page, "menu")
     page.goto(f"{served.url}/#/runs")
     page.locator("svg[role=img] path").first.wait_for()
-    look(page, "runs")
+    accessible(page, "runs")
 
 
 def main_tasks(trace: dict[str, Any]) -> list[float]:

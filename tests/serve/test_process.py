@@ -99,6 +99,17 @@ def test_running_answers_finish_and_new_ones_get_a_503(
         assert "Traceback" not in (started.stderr.read() if started.stderr else "")
 
 
+def test_a_stop_is_said_when_it_is_asked_for_and_when_it_is_done(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    with process(tiny, tmp_path) as (started, url):
+        httpx.get(f"{url}/health")
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(60) == 0
+        assert started.stderr is not None
+        assert started.stderr.read() == "stopping: no answer is under way\nstopped\n"
+
+
 def test_a_second_signal_ends_it_at_once(tiny: Tiny, tmp_path: Path) -> None:
     with process(tiny, tmp_path, "--drain-seconds", "100", "--max-n", "64") as (started, url):
         body = {"model": "whole", "prompt": "长城", "max_tokens": 100, "n": 60}

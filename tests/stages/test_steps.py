@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from shenhong import pipeline
 from shenhong.domains import of_run
@@ -20,6 +21,8 @@ from shenhong.runs.run import Run, plan_of
 from shenhong.stages import registry
 from shenhong.stages.describe import describe, evaluate_again, summary
 from shenhong.stages.plan import plan
+from shenhong.tokenizer import Tokenizer
+from shenhong.tokenizer.tokenizer import CHAT_TEMPLATE
 from tests.conftest import RECIPE, STAGES, Tiny, state
 from tests.test_extending import example
 
@@ -102,6 +105,25 @@ def test_a_step_goes_on_from_the_model_before_it(two: Path) -> None:
     base, english = (load_model(two / place) for place in ("steps/base/model", "model"))
     ours, theirs = base.head_weight.flatten(), english.head_weight.flatten()
     assert ours @ theirs / (ours.norm() * theirs.norm()) > 0.9
+
+
+def test_a_model_has_a_chat_template_once_it_has_learnt_to_answer(
+    two: Path, tiny: Tiny, prose: Path, tmp_path: Path
+) -> None:
+    def template(model: Path) -> str | None:
+        theirs = AutoTokenizer.from_pretrained(model).chat_template
+        assert Tokenizer.load(model).special.template == theirs
+        return theirs
+
+    assert template(prose / "model") is None and not list(prose.glob("model/*.jinja"))
+    for place in ("steps/base/model", "model"):  # what was learnt is not forgotten
+        assert template(two / place) == CHAT_TEMPLATE
+    poems = RECIPE.replace("poems.jsonl", str(tiny.recipe.parent / "poems.jsonl"))
+    recipe = poems.split("[tokenizer]")[0] + "[train]" + poems.split("[train]")[1]
+    path = tmp_path / "on.toml"
+    path.write_text(recipe.replace("steps = 16", "steps = 1"))
+    pipeline.run(load(path, [f"init={prose}"]), tmp_path / "run", "model")
+    assert template(tmp_path / "run" / "model") == CHAT_TEMPLATE
 
 
 def test_events_of_different_steps_do_not_hide_each_other(two: Path) -> None:

@@ -113,7 +113,8 @@ def parser() -> argparse.ArgumentParser:
         "model", metavar="MODEL", type=Path, help="a run folder, a model folder or a GGUF file"
     )
     gen.add_argument(
-        "prompt", help="what to say to the model; for the poet a title, or form and title"
+        "prompt",
+        help="what to say to the model; for the poet a title, or form and title; a model of plain text goes on with it",
     )
     for option in _options():
         gen.add_argument(
@@ -200,6 +201,9 @@ def parser() -> argparse.ArgumentParser:
         "--no-mtp",
         action="store_true",
         help="leave the multi-token-prediction layer out of a gguf file",
+    )
+    out.add_argument(
+        "--force", action="store_true", help="replace the model that lies under that name already"
     )
     out.add_argument("--json", action="store_true", help="one JSON object instead of text")
 

@@ -113,15 +113,36 @@ def recipe(options: argparse.Namespace) -> None:
 
 
 def _composed(options: argparse.Namespace) -> str:
-    """The prompt, as the domain puts it whose options were given."""
+    """The prompt, as the domain puts it whose options were given. Error: UsageError for a model of another kind."""
     from shenhong import domains
 
     for name in domains.names():
         domain = domains.domain(name)
         chosen = {option.name: getattr(options, option.name) for option in domain.options}
-        if any(value is not None for value in chosen.values()):
-            return domain.compose(options.prompt, **chosen)
+        given = [f"--{option}" for option, value in chosen.items() if value is not None]
+        if given:
+            prompt = domain.compose(options.prompt, **chosen)
+            _check_kind(options, name, given[0])
+            return prompt
     return options.prompt
+
+
+def _check_kind(options: argparse.Namespace, kind: str, flag: str) -> None:
+    """Error: UsageError where the model cannot be one of this kind. An export no longer says of what kind it is."""
+    from shenhong import domains
+    from shenhong.models import open_source, run_of
+
+    place, _, tokenizer = open_source(options.model)
+    known = domains.kind_of(run_of(place))
+    if tokenizer.special.template is None:
+        is_what = f"{options.model} goes on with plain text"
+    elif known is not None and known != kind:
+        is_what = f"{options.model} is a model of {known}"
+    elif not tokenizer.own:
+        is_what = f"{options.model} is a chat model from elsewhere"
+    else:
+        return
+    raise UsageError(f"{flag} is for models of {kind}, and {is_what}; leave {flag} out")
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -155,6 +176,8 @@ def export(options: argparse.Namespace) -> None:
     from shenhong.models import folder_of
 
     model = folder_of(options.model)
+    if options.out.exists() and options.out.resolve() != model.resolve():
+        _check_target(options.out, options.to, options.force)
     if options.to == "gguf":
         done = save_gguf(model, options.out, options.bits, multitoken=not options.no_mtp)
     elif options.no_mtp:
@@ -168,6 +191,18 @@ def export(options: argparse.Namespace) -> None:
         print(f"{done.path}: {done.nbytes / 1e6:.1f} MB ({kinds})")
         for note in done.notes:
             print(note)
+
+
+def _check_target(out: Path, to: str, force: bool) -> None:
+    """Error: UsageError where something lies there that is no model, or a model that nobody asked to replace."""
+    from shenhong.export.gguf_file import begins_as_gguf
+
+    model = (out / "config.json").is_file() if to == "hf" else begins_as_gguf(out)
+    if not model:
+        what = "model folder" if to == "hf" else "GGUF file"
+        raise UsageError(f"--out {out} exists and is no {what}; choose another name")
+    if not force:
+        raise UsageError(f"--out {out} exists; choose another name, or replace it with --force")
 
 
 def info(options: argparse.Namespace) -> None:

@@ -29,6 +29,12 @@ from shenhong.errors import DataError
 from shenhong.tokenizer import Tokenizer
 
 
+def has_prompts(corpus_dir: Path) -> bool:
+    """Whether any text of the corpus answers a prompt: without one a model never sees how it would be asked."""
+    prompts = pq.read_table(Path(corpus_dir) / "train.parquet", columns=["prompt"])["prompt"]
+    return any(prompts.to_pylist())
+
+
 def pack(
     corpus_dir: Path,
     tokenizer_dir: Path,

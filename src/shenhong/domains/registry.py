@@ -61,8 +61,8 @@ class _Unchecked(CorpusSettings):
     model_config = ConfigDict(extra="allow")
 
 
-def of_run(run: Path) -> Domain:
-    """The domain that a run's model is measured as; plain text where that is none of ours. Runs no foreign code.
+def kind_of(run: Path) -> str | None:
+    """The name of the domain that a run's model is measured as, ours or not; None where no run says so.
 
     The manifest names it; in runs begun before manifests did, the recipe's one corpus does.
     """
@@ -73,7 +73,13 @@ def of_run(run: Path) -> Domain:
             named = recipe["corpus"]["kind"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         named = None
-    return domain(named if isinstance(named, str) and named in names() else "text")
+    return named if isinstance(named, str) else None
+
+
+def of_run(run: Path) -> Domain:
+    """That domain; plain text where it is none of ours. Runs no foreign code."""
+    named = kind_of(run)
+    return domain(named if named in names() else "text")
 
 
 # ------------------------------------------------------------------------ a person's own

@@ -73,7 +73,9 @@ def save_gguf(
         )
     # Quantised one at a time when it is written, so that only the table is made before.
     architecture, values, entries = _described(source.decoder(), multitoken)
-    plan = [(entry, _kind(entry, bits, notes)) for entry in entries]
+    others: dict[str, list[str]] = {}
+    plan = [(entry, _kind(entry, bits, others)) for entry in entries]
+    notes += [_counted(names, why) for why, names in others.items()]
     with atomic_file(path) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)
         try:
@@ -102,21 +104,28 @@ def save_gguf(
     return Written(path, path.stat().st_size, kinds, notes)
 
 
-def _kind(entry: Entry, bits: int, notes: list[str]) -> gguf.GGMLQuantizationType:
-    """How a tensor is stored; where that is not in ``bits``, ``notes`` says why."""
+def _kind(entry: Entry, bits: int, others: dict[str, list[str]]) -> gguf.GGMLQuantizationType:
+    """How a tensor is stored; where that is not in ``bits``, its name joins those of the same reason in ``others``."""
     if entry.exact:
         return _Kind.F32
     kind = KINDS[8 if bits == 4 and entry.name in _EMBEDDINGS else bits]
     row, (block, _) = entry.view.shape[-1], gguf.GGML_QUANT_SIZES[kind]
     if row % block:
-        notes.append(f"{entry.name} stays in 16 bits: its rows of {row} are no multiple of {block}")
+        why = f"stays in 16 bits: rows of {row} are no multiple of {block}"
+        others.setdefault(why, []).append(entry.name)
         kind = _Kind.F16
     if kind is _Kind.F16 and entry.view.abs().max() > _LARGEST_HALF:
-        notes.append(
-            f"{entry.name} stays in 32 bits: it has numbers that 16-bit floats cannot hold"
-        )
+        why = "stays in 32 bits: it has numbers that 16-bit floats cannot hold"
+        others.setdefault(why, []).append(entry.name)
         kind = _Kind.F32
     return kind
+
+
+def _counted(names: list[str], why: str) -> str:
+    """One line for all tensors of one reason."""
+    if len(names) == 1:
+        return f"{names[0]} {why}"
+    return f"{len(names)} tensors, {names[0]} the first: each {why}"
 
 
 def _plain(entry: Entry) -> np.ndarray:

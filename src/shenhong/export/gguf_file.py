@@ -28,6 +28,8 @@ from shenhong.runs.files import pointer
 Scalar = int | float | bool | str
 Metadata = dict[str, Scalar | list[Scalar]]
 
+MAGIC = b"GGUF"
+
 # What is read: the plain kinds, the blocks of 32 and the K-quants; all by gguf's own arithmetic.
 _READ = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 _READ += ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
@@ -82,6 +84,14 @@ class GgufFile(NamedTuple):
         return torch.from_numpy(np.array(values, np.float32).reshape(info.shape))
 
 
+def begins_as_gguf(path: Path) -> bool:
+    """Whether there is a file that calls itself GGUF, whole or not."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
 def open_gguf(path: str | Path) -> GgufFile:
     """The header of a GGUF file, checked. Error: ModelError for whatever is not a whole one."""
     path = Path(path)
@@ -107,7 +117,7 @@ class _Header:
         self.file, self.size, self.left = file, size, size
 
     def read(self) -> tuple[Metadata, dict[str, TensorInfo]]:
-        if self.size < 24 or self.take(4) != b"GGUF":
+        if self.size < 24 or self.take(len(MAGIC)) != MAGIC:
             raise _Damaged("not a GGUF file")
         version = self.whole(4)
         if version not in (2, 3):

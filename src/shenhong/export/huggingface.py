@@ -32,6 +32,7 @@ from shenhong.model.hf_config import FP8, read_config, to_hf
 from shenhong.model.rope import half_split, interleaved
 from shenhong.numerics.formats import fp8
 from shenhong.runs.files import atomic_folder, pointer
+from shenhong.tokenizer import Tokenizer
 from shenhong.tokenizer.tokenizer import ends_of, read_object
 
 log = logging.getLogger("shenhong.export")
@@ -96,14 +97,14 @@ def entries(decoder: Decoder) -> Iterator[Entry]:
 def save_model(
     decoder: Decoder,
     folder: str | Path,
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
     *,
     dtype: Precision = "float32",
 ) -> Path:
     """Writes ``folder`` whole or not at all and returns it.
 
-    ``tokenizer``: the folder whose tokenizer files are copied, and what it says of how answers end and are sampled. The
-    same decoder always gives the same bytes.
+    ``tokenizer``: the folder whose tokenizer files are copied, and what it says of how answers end and are sampled; or one
+    of ours to be written. The same decoder always gives the same bytes.
     """
     folder, config = Path(folder), decoder.config
     values = to_hf(config, "float32" if dtype == "float32" else "bfloat16")
@@ -116,11 +117,12 @@ def save_model(
         if whole:
             log.warning("%d matrices do not divide into blocks and stay bfloat16", len(whole))
         values["quantization_config"] = FP8 | ({"modules_to_not_convert": whole} if whole else {})
-    said = generation(config, Path(tokenizer) if tokenizer is not None else None)
+    source = Path(tokenizer) if isinstance(tokenizer, str | Path) else None
+    said = generation(config, source)
     copied: list[Path] = []
-    if tokenizer is not None:
-        check_tokenizer(Path(tokenizer), config.vocab_size)
-        copied = [Path(tokenizer) / name for name in TOKENIZER_FILES]
+    if source is not None:
+        check_tokenizer(source, config.vocab_size)
+        copied = [source / name for name in TOKENIZER_FILES]
     with atomic_folder(folder) as new:
         (new / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         (new / GENERATION).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
@@ -128,6 +130,8 @@ def save_model(
         for path in copied:
             if path.exists():
                 shutil.copyfile(path, new / path.name)
+        if isinstance(tokenizer, Tokenizer):
+            tokenizer.save(new)
     return folder
 
 

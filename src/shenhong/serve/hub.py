@@ -18,7 +18,7 @@ from shenhong.chat.template import Template
 from shenhong.domains.base import Domain
 from shenhong.engine import EngineSettings, Sampling
 from shenhong.llm import LLM
-from shenhong.models import SERVED, facts, folder_of, is_gguf
+from shenhong.models import SERVED, facts, folder_of, is_gguf, run_of
 from shenhong.serve.engine_thread import EngineThread
 from shenhong.serve.http.faults import Fault
 from shenhong.serve.http.guard import Keys
@@ -48,6 +48,11 @@ class Served:
     thread: EngineThread = field(init=False)
 
     @property
+    def chat(self) -> bool:
+        """Whether it learnt to answer; a model that did not goes on with the text it is given."""
+        return self.llm.tokenizer.special.template is not None
+
+    @property
     def context(self) -> int:
         return self.llm.engine.config.max_position_embeddings
 
@@ -58,7 +63,7 @@ def open_models(paths: list[Path], settings: Settings) -> dict[str, Served]:
     try:
         for path in paths:
             folder = folder_of(path)
-            run = folder.parent if folder.name == "model" else folder
+            run = run_of(folder)
             plain = run.stem if is_gguf(run) else run.resolve().name
             name, number = plain, 1
             while name in found:

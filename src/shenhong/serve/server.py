@@ -94,11 +94,10 @@ class Server(uvicorn.Server):
     async def _finish(self) -> None:
         """Wait for the answers, then end those that are left with an error, and stop."""
         hub, loop = self.hub, asyncio.get_running_loop()
-        waiting = hub.answering()
-        if waiting:
-            seconds = hub.settings.drain_seconds
-            answers = "1 answer" if waiting == 1 else f"{waiting} answers"
-            print(f"stopping: {answers} may finish within {seconds:g} s", file=sys.stderr)
+        waiting, seconds = hub.answering(), hub.settings.drain_seconds
+        answers = "1 answer" if waiting == 1 else f"{waiting} answers"
+        what = f"{answers} may finish within {seconds:g} s" if waiting else "no answer is under way"
+        print(f"stopping: {what}", file=sys.stderr, flush=True)
         until = loop.time() + hub.settings.drain_seconds
         while hub.answering() and loop.time() < until and not self.should_exit:
             await asyncio.sleep(0.02)
@@ -116,7 +115,8 @@ def _set_draft(model: Served, depth: int | None) -> None:
     if depth is not None:
         engine.drafter.depth = depth
         return
-    prompt = model.llm.tokenizer.encode_prompt("")
+    tokenizer = model.llm.tokenizer
+    prompt = tokenizer.encode_prompt("") if model.chat else tokenizer.begin
     engine.calibrate(prompt, min(DRAFT_TOKENS, model.context - len(prompt)), DEEPEST_DRAFT)
 
 
@@ -153,5 +153,7 @@ def serve(
             say(f"{model.id}: {model.llm.serving}")
         sys.stdout.flush()
         server.run(sockets=[bound])
+        if server.started:
+            print("stopped", file=sys.stderr, flush=True)
     if not server.started:
         raise ServeError("the server could not start; the lines above say why")

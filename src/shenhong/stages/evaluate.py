@@ -32,6 +32,7 @@ def measure(recipe: Recipe, last: Step, run: Run, say: Callable[[str], None]) ->
     """Measure the finished model of a run, made by the step ``last``, on held-out text; writes evaluation.json."""
     import torch
 
+    from shenhong.corpus.pack import has_prompts
     from shenhong.engine import Sampling
     from shenhong.evaluate.evaluate import evaluate
     from shenhong.evaluate.metrics import ScoredText
@@ -47,7 +48,7 @@ def measure(recipe: Recipe, last: Step, run: Run, say: Callable[[str], None]) ->
     llm = LLM(run.path, torch.float32)  # the measures of a run do not follow from the CPU
     tokenizer = llm.tokenizer
     ids = (tokenizer.bos_id, tokenizer.pad_id)
-    tokens = run.path / step.folder / "tokens"
+    corpus, tokens = run.path / step.corpus_folder, run.path / step.folder / "tokens"
     test = Rows(tokens / "test.safetensors", *ids)
     decoder = load_model(run.path / last.model, dtype)
     nats, counted = score_rows(decoder, test, torch.arange(len(test)))
@@ -57,12 +58,12 @@ def measure(recipe: Recipe, last: Step, run: Run, say: Callable[[str], None]) ->
     seen = seen_rows(len(train), recipe.seed, trained)
     sampling = Sampling(temperature=recipe.evaluate.temperature)
     measures = evaluate(
-        run.path / step.corpus_folder,
+        corpus,
         step.domain,
         scored,
-        # A model that came with a template of its own went on with bare text here, and is asked for that.
+        # Without prompts the model went on with bare text here, and is asked for that.
         lambda prompts: llm.generate(
-            prompts, LONGEST_ANSWER, sampling, seed=recipe.seed, plain=not tokenizer.own
+            prompts, LONGEST_ANSWER, sampling, seed=recipe.seed, plain=not has_prompts(corpus)
         ),
         tokenizer.backend.decode_batch(train.answers(seen)),
         recipe.evaluate,

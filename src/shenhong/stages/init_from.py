@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from torch import Tensor
 
 from shenhong import domains
+from shenhong.corpus.pack import has_prompts
 from shenhong.errors import RecipeError, RunError
 from shenhong.export.huggingface import GENERATION
 from shenhong.export.source import Source
@@ -75,8 +75,7 @@ def check_prompts(corpus: Path, tokenizer: Tokenizer) -> None:
     """Error: RecipeError where the corpus asks questions in a form that the model's tokenizer has no tokens for."""
     if tokenizer.own:
         return
-    prompts = pq.read_table(corpus / "train.parquet", columns=["prompt"])["prompt"]
-    if any(prompts.to_pylist()):
+    if has_prompts(corpus):
         raise RecipeError(_NO_PROMPTS)
 
 

@@ -1,4 +1,8 @@
-"""model: the finished Hugging Face folder, from the last checkpoint of a training, or from its best one."""
+"""model: the finished Hugging Face folder, from the last checkpoint of a training, or from its best one.
+
+A model is published with a chat template only if it has learnt to answer: what it goes on from had one, or its text has
+prompts. Without one every engine, ours among them, goes on with the bare text.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,14 @@ from shenhong.stages.base import Context, Stage
 
 if TYPE_CHECKING:
     from shenhong.model import ModelConfig
+    from shenhong.stages.pretrain import Train
+    from shenhong.tokenizer import Tokenizer
 
 
 class Publish(Stage):
     follows = ()
 
-    def __init__(self, name: str, output: Path, train: Stage) -> None:
+    def __init__(self, name: str, output: Path, train: Train) -> None:
         super().__init__(name, output, (train.name,))
         self.train = train
 
@@ -42,13 +48,32 @@ class Publish(Stage):
         decoder = Decoder(architecture(context))
         decoder.load_state_dict(weights)
         folder = context.path / self.output
-        save_model(decoder, folder, context.path / "tokenizer")
+        save_model(decoder, folder, self._tokenizer(context))
         return {
             "step": step,
             **({"last_step": progress.step} if step != progress.step else {}),
             "sha256": digest(folder / "model.safetensors"),
             "torch": torch.__version__,
         }
+
+    def _tokenizer(self, context: Context) -> Path | Tokenizer:
+        """The run's, with the chat template that the model has learnt, if any; a foreign one as it came."""
+        from shenhong.corpus.pack import has_prompts
+        from shenhong.tokenizer import Tokenizer
+        from shenhong.tokenizer.tokenizer import CHAT_TEMPLATE
+
+        step, folder = self.train.step, context.path / "tokenizer"
+        tokenizer = Tokenizer.load(folder)
+        before = folder if context.recipe.init else None
+        if step.before is not None:
+            before = context.path / step.before.model
+        learnt = Tokenizer.load(before).special.template if before else None
+        if learnt is None and has_prompts(context.path / step.corpus_folder):
+            learnt = CHAT_TEMPLATE
+        if not tokenizer.own or learnt == tokenizer.special.template:
+            return folder
+        tokenizer.special = tokenizer.special._replace(template=learnt)
+        return tokenizer
 
 
 def architecture(context: Context) -> ModelConfig:

@@ -34,7 +34,7 @@ async function request<T>(method: string, path: string, body?: unknown): Promise
 
 const at = encodeURIComponent;
 
-export const PAGE = 100; // chats told at once
+export const PAGE = 100; // chats listed at once
 
 export const api = {
   bootstrap: () => request<Bootstrap>("GET", "bootstrap"),
@@ -58,6 +58,8 @@ export const api = {
       options,
       targets,
     }),
+  keep: (id: string, parent: string | null, text: string) =>
+    request<Message>("POST", `chats/${at(id)}/texts`, { parent, text }),
   stop: (job: string) => request<void>("POST", `jobs/${at(job)}/stop`),
   runs: () => request<{ runs: RunLine[] }>("GET", "runs"),
   run: (id: string) => request<RunSoFar>("GET", `runs/${at(id)}`),

@@ -29,6 +29,6 @@ const zh: Record<string, string> = {
   503: "服务器暂时不能应答，请稍后再试",
 };
 
-export function told({ status, code, message }: ApiError): string {
+export function messageOf({ status, code, message }: ApiError): string {
   return (prefs.language === "zh" && (zh[code ?? ""] ?? zh[status])) || message;
 }

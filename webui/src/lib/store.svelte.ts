@@ -1,7 +1,7 @@
 // The state of the page. The server is the source of truth: this is its picture, kept fresh by two
 // kinds of streams, /api/events for what changes anywhere and one stream a running answer.
 import { api, ApiError, PAGE } from "./api";
-import { told } from "./faults";
+import { messageOf } from "./faults";
 import { prefs } from "./prefs.svelte";
 import { follow } from "./sse";
 import { branch, leafOf } from "./tree";
@@ -20,8 +20,9 @@ export const store = $state({
   missing: false, // the chat asked for is not there
   wanted: null as string | null, // the chat asked for
   draft: "", // what is being written, wherever the page goes meanwhile
+  edits: {} as Record<string, string>, // documents that were changed and not kept yet, by chat
   turns: 0, // how many were asked for on this page
-  said: "", // the one polite announcement
+  announcement: "", // the one polite announcement
   fault: "", // the last thing that went wrong, for the user to read
 });
 
@@ -33,10 +34,16 @@ export const running = () => (store.chat?.messages ?? []).filter((message) => me
 export const model = (side: 0 | 1 = 0): Model | undefined =>
   store.boot?.models.find((each) => each.id === prefs.models[side]) ?? store.boot?.models[0];
 
+/** Whether the page is a document to go on with: what was written so, or what a model that learnt no answers begins. */
+export function writing(): boolean {
+  const answers = store.chat?.messages.filter(({ role }) => role === "assistant") ?? [];
+  return answers.length ? answers.some(({ settings }) => settings?.plain) : model()?.chat === false;
+}
+
 /** Say something once, to those who listen instead of look. */
 function announce(text: string): void {
-  store.said = "";
-  setTimeout(() => (store.said = text), 50);
+  store.announcement = "";
+  setTimeout(() => (store.announcement = text), 50);
 }
 
 let ofUser = false; // whether what is shown as wrong came of something the user did
@@ -57,7 +64,7 @@ async function attempt<T>(work: () => Promise<T>, user = true): Promise<T | unde
     if (!(error instanceof ApiError)) throw error;
     if (error.status === 0) lost();
     else if (error.status === 401) lock();
-    else fail(told(error), user);
+    else fail(messageOf(error), user);
   }
 }
 
@@ -103,7 +110,7 @@ export async function login(key: string): Promise<string> {
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     if (error.status === 0) return t("noServer");
-    return error.status === 401 ? t("wrongKey") : error.status === 429 ? t("tooManyTries") : told(error);
+    return error.status === 401 ? t("wrongKey") : error.status === 429 ? t("tooManyTries") : messageOf(error);
   }
   store.link = "connecting";
   await connect();
@@ -203,11 +210,9 @@ export async function open(id: string, quietly = false): Promise<void> {
   }
   if (store.wanted !== id) return;
   store.missing = false;
-  for (const message of chat.messages) {
-    // An answer that streams already is further than what the server just told.
-    const mine = message.job && streams.has(message.job) && store.chat?.messages.find((m) => m.id === message.id);
-    if (mine && message.state === "running") message.parts = mine.parts;
-  }
+  // An answer that streams here, or has ended, is further than what the server just sent.
+  const before = new Map(store.chat?.messages.map((message) => [message.id, message]));
+  chat.messages = chat.messages.map((message) => (message.state === "running" && before.get(message.id)) || message);
   store.chat = chat;
   for (const message of store.chat.messages) listen(message);
 }
@@ -252,7 +257,7 @@ function listen(message: Message): void {
   const end = (state: Message["state"]) => {
     cancelAnimationFrame(frame);
     streams.delete(job);
-    announce(state === "error" ? t("failed") : state === "stopped" ? t("stopped") : t("done"));
+    announce(state === "error" ? t("failed") : state === "stopped" ? t("stopped") : t(message.settings?.plain ? "continued" : "done"));
   };
   const close = follow(`/api/jobs/${encodeURIComponent(job)}/events`, {
     after: 0,
@@ -288,7 +293,7 @@ function listen(message: Message): void {
   streams.set(job, close);
 }
 
-export function targets(): Target[] {
+export function currentTargets(): Target[] {
   const sides: (0 | 1)[] = prefs.compare ? [0, 1] : [0];
   return sides.map((side) => ({
     model: model(side)?.id ?? "",
@@ -297,12 +302,12 @@ export function targets(): Target[] {
 }
 
 /** Send a text below `parent`, or (text null) answer the user message `parent` again. */
-export async function turn(parent: string | null, text: string | null, options: Record<string, string> = {}, ask = targets()): Promise<boolean> {
+export async function turn(parent: string | null, text: string | null, options: Record<string, string> = {}, targets = currentTargets()): Promise<boolean> {
   const begun = !store.chat;
   const { wanted } = store;
   const chat = store.chat ?? (await attempt(api.newChat));
   if (!chat) return false;
-  const reply = await attempt(() => api.turn(chat.id, parent, text, options, ask));
+  const reply = await attempt(() => api.turn(chat.id, parent, text, options, targets));
   if (!reply && begun && store.link === "online") {
     void attempt(() => api.remove(chat.id), false); // what is refused leaves no empty chat behind
     return false;
@@ -322,6 +327,16 @@ export async function turn(parent: string | null, text: string | null, options: 
   return true;
 }
 
+/** Keep a text below `parent` that nothing answers yet. */
+export async function keep(parent: string | null, text: string): Promise<boolean> {
+  const { chat } = store;
+  const message = chat && (await attempt(() => api.keep(chat.id, parent, text)));
+  if (!message) return false;
+  put(message);
+  if (store.chat?.id === message.chat) store.chat.leaf = message.id;
+  return true;
+}
+
 /** Answer again where `message`, an answer, stands. */
 export function regenerate(message: Message): void {
   if (message.parent) void turn(message.parent, null);
@@ -331,10 +346,9 @@ export async function stop(): Promise<void> {
   await Promise.all(running().map((message) => message.job && attempt(() => api.stop(message.job!))));
 }
 
-/** Show the branch through `message`. */
-export async function choose(message: Message): Promise<void> {
+/** Show the branch through `message`, to where it was last left or to `leaf`. */
+export async function choose(message: Message, leaf = leafOf(store.chat?.messages ?? [], message.id)): Promise<void> {
   if (!store.chat) return;
-  const leaf = leafOf(store.chat.messages, message.id);
   store.chat.leaf = leaf;
   const { id } = store.chat;
   await attempt(() => api.change(id, { leaf }));

@@ -16,6 +16,7 @@ export interface Settings {
   max_tokens?: number;
   seed?: number;
   stop?: string[];
+  plain?: boolean; // the texts are one document, which the model goes on with
 }
 
 export interface Target {
@@ -56,6 +57,7 @@ export interface Model {
   name: string;
   context: number;
   template_thinking: boolean;
+  chat: boolean; // whether it learnt to answer
   domain: { name: string; options: { name: string; choices: string[] }[] };
   defaults: Settings;
   facts?: Record<string, unknown> | null;

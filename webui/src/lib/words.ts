@@ -116,6 +116,17 @@ const words = {
   tooManyTries: ["Too many tries; wait a minute", "尝试次数太多，请等一分钟"],
   wrongKey: ["That key is not right", "密钥不对"],
   missing: ["This chat is gone", "这个对话不在了"],
+  welcomeWriting: ["Begin, and the model goes on", "你开头，模型续写"],
+  welcomeWritingNote: [
+    "This model has learnt to go on with text, not to answer. What it writes is tinted, and all of it can be edited. Everything stays on this machine.",
+    "这个模型学的是续写，不是问答。它写的文字带底色，处处可改。一切都留在这台机器上。",
+  ],
+  document: ["Text", "正文"],
+  documentPlaceholder: ["Begin a text here", "在这里写个开头"],
+  goOnText: ["Continue", "续写"],
+  retry: ["Retry", "重写"],
+  continued: ["Text continued", "续写完成"],
+  endedHere: ["The model ends the text here.", "模型认为文章到此结束。"],
   loading: ["Loading", "载入中"],
   noRuns: ["No training runs here yet", "这里还没有训练"],
   runMissing: ["This training run is not here", "这次训练不在这里"],
@@ -164,6 +175,9 @@ const words = {
   keyAgain: ["Answer again", "重新回答"],
   keyBranch: ["Previous / next version", "上 / 下一版本"],
   keySidebar: ["Show or hide chats", "显示或隐藏对话列表"],
+  keyGoOn: ["Continue the text", "续写正文"],
+  keyRetry: ["Write the last piece anew", "重写最后一段"],
+  keySave: ["Save an edit", "保存修改"],
   keyNote: ["Single keys work while no text is being written.", "单键只在没有输入文字时有效。"],
 } satisfies Record<string, [string, string]>;
 

@@ -22,9 +22,11 @@ from shenhong.serve.page.schemas import (
     ChatChange,
     ChatNew,
     ImportedChat,
+    KeptText,
     Login,
     Target,
     TurnRequest,
+    TurnSettings,
 )
 from shenhong.serve.page.store import new_id, text_of
 from shenhong.serve.sampling import sampling_json
@@ -32,6 +34,7 @@ from shenhong.serve.sampling import sampling_json
 router = APIRouter(prefix="/api")
 
 TITLE_CHARACTERS = 40
+LONGEST_ANSWER, LONGEST_PIECE = 1024, 256  # tokens; of a document that is gone on with
 After = Annotated[int | None, Query(ge=0, le=2**62)]
 
 
@@ -46,7 +49,7 @@ def no_such(what: str) -> Fault:
 @router.get("/bootstrap")
 async def bootstrap(request: Request) -> Any:
     hub = hub_of(request)
-    longest = {"max_tokens": min(hub.limits.max_output_tokens, 1024)}
+    most = hub.limits.max_output_tokens
     return {
         "version": __version__,
         "models": [
@@ -55,8 +58,10 @@ async def bootstrap(request: Request) -> Any:
                 "name": model.id,
                 "context": model.context,
                 "template_thinking": model.template.thinking,
+                "chat": model.chat,
                 "domain": model.domain.hints(),
-                "defaults": sampling_json(model.sampling) | longest,
+                "defaults": sampling_json(model.sampling)
+                | {"max_tokens": min(most, LONGEST_ANSWER if model.chat else LONGEST_PIECE)},
                 "facts": {k: v for k, v in model.facts.items() if k not in ("folder", "file")},
             }
             for model in hub.models.values()
@@ -192,10 +197,12 @@ async def export(
 
 
 def _markdown(chat: dict[str, Any]) -> str:
-    """The chosen branch, for people."""
+    """The chosen branch, for people: a document as it stands, a conversation turn by turn."""
     messages = chat["messages"]
     leaf = chat["leaf"] or (messages[-1]["id"] if messages else "")
     branch = conversation(messages, leaf)
+    if any((message["settings"] or {}).get("plain") for message in messages):
+        return _document(branch) + "\n"
     turns = [f"## {turn['role'].title()}\n\n{turn['content']}" for turn in branch]
     return "\n\n".join([f"# {chat['title'] or 'Chat'}", *turns]) + "\n"
 
@@ -210,19 +217,13 @@ async def turn(request: Request, chat: str, body: TurnRequest) -> Any:
     hub.meter.request(owner)
     if hub.draining:
         raise stopping()
-    found = await _found(request, chat)
-    by_id = {message["id"]: message for message in found["messages"]}
-    if body.parent is not None and body.parent not in by_id:
-        raise bad("parent is no message of this chat", "parent")
+    found, by_id = await _with_parent(request, chat, body.parent)
     now, user = time.time(), None
     if body.text is None:
         asked = by_id[body.parent or ""]
     else:
-        asked = user = _message(chat, body.parent, "user", now) | {
-            "parts": [{"type": "text", "text": _composed(hub, body.text, body)}],
-            "state": "done",
-        }
-    if asked["role"] != "user":
+        asked = user = _user(chat, body.parent, _composed(hub, body.text, body), now)
+    if asked["role"] != "user" and not all(target.settings.plain for target in body.targets):
         raise bad("answers belong to a user message", "parent")
     branch = conversation([*found["messages"], asked], asked["id"])
     started = []
@@ -231,9 +232,8 @@ async def turn(request: Request, chat: str, body: TurnRequest) -> Any:
             stamp = now + (number + 1) * 1e-6  # siblings keep their order
             answer = _message(chat, asked["id"], "assistant", stamp)
             started.append(await _start(hub, owner, branch, target, answer))
-        title = None if found["title"] else text_of(asked["parts"]).strip()[:TITLE_CHARACTERS]
         answers = [job.message for job in started]
-        await hub.stored(hub.store.add_turn, owner, chat, title, user, answers)
+        await hub.stored(hub.store.add_turn, owner, chat, _title(found, asked), user, answers)
     except BaseException as error:
         for job in started:
             job.stream.close()
@@ -244,6 +244,42 @@ async def turn(request: Request, chat: str, body: TurnRequest) -> Any:
         jobs.start(job)
     jobs.changed(owner).ring()
     return {"user": user, "answers": answers}
+
+
+@router.post("/chats/{chat}/texts")
+async def keep(request: Request, chat: str, body: KeptText) -> Any:
+    """A text of the user's that nothing answers yet: an edit of a document."""
+    hub, owner = hub_of(request), owner_of(request)
+    hub.meter.request(owner)
+    found, _ = await _with_parent(request, chat, body.parent)
+    user = _user(chat, body.parent, body.text, time.time())
+    try:
+        await hub.stored(hub.store.add_turn, owner, chat, _title(found, user), user, [])
+    except sqlite3.IntegrityError:  # it was deleted meanwhile
+        raise no_such("chat") from None
+    jobs_of(request).changed(owner).ring()
+    return user
+
+
+async def _with_parent(
+    request: Request, chat: str, parent: str | None
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The chat and its messages by id, the parent among them. Fault: 400, 404."""
+    found = await _found(request, chat)
+    by_id = {message["id"]: message for message in found["messages"]}
+    if parent is not None and parent not in by_id:
+        raise bad("parent is no message of this chat", "parent")
+    return found, by_id
+
+
+def _title(chat: dict[str, Any], first: dict[str, Any]) -> str | None:
+    """Of a chat that has none yet."""
+    return None if chat["title"] else text_of(first["parts"]).strip()[:TITLE_CHARACTERS]
+
+
+def _user(chat: str, parent: str | None, text: str, created: float) -> dict[str, Any]:
+    parts = [{"type": "text", "text": text}]
+    return _message(chat, parent, "user", created) | {"parts": parts, "state": "done"}
 
 
 def _message(chat: str, parent: str | None, role: str, created: float) -> dict[str, Any]:
@@ -264,8 +300,8 @@ async def _start(
     hub: Hub, owner: str, branch: list[dict[str, Any]], target: Target, answer: dict[str, Any]
 ) -> Job:
     model, started = hub.model(target.model), time.monotonic()
-    prompt, thinking = await _prompt(hub, model, branch)
     settings = target.settings
+    prompt, thinking = await _prompt(hub, model, branch, settings)
     generation = GenerationRequest(
         prompt,
         settings,
@@ -279,12 +315,14 @@ async def _start(
         "settings": settings.model_dump(exclude_none=True),
         "job": new_id(),
     }
-    words = branch[-1]["content"]
+    words = None if settings.plain else branch[-1]["content"]
     return Job(message["job"], owner, model, message, stream, generation, words, started)
 
 
 def _composed(hub: Hub, text: str, body: TurnRequest) -> str:
     """The prompt for what was typed and chosen, as the domain of the first model asked writes it. Fault: 400."""
+    if all(target.settings.plain for target in body.targets):
+        return text
     domain = hub.model(body.targets[0].model).domain
     known = {option.name: option for option in domain.options}
     for name, value in body.options.items():
@@ -299,13 +337,31 @@ def _composed(hub: Hub, text: str, body: TurnRequest) -> str:
         raise bad(str(error), "options", "invalid_value") from None
 
 
-async def _prompt(hub: Hub, model: Served, branch: list[dict[str, Any]]) -> tuple[list[int], bool]:
-    """A model that learnt from single prompts is asked with the last one alone."""
+def _document(branch: list[dict[str, Any]]) -> str:
+    return "".join(part["content"] for part in branch)
+
+
+async def _prompt(
+    hub: Hub, model: Served, branch: list[dict[str, Any]], settings: TurnSettings
+) -> tuple[list[int], bool | None]:
+    """The tokens, and whether they end inside of thinking; None: thinking is left in the text."""
+    if settings.plain:
+        return await _end_of(hub, model, _document(branch), settings.max_tokens), None
+    # A model that learnt from single prompts is asked with the last one alone.
     prompt, thinking = await model.template.prompt(
         branch[-1:] if model.domain.single_turn else branch
     )
     check_prompt(model, hub.limits, len(prompt), "text")
     return prompt, thinking
+
+
+async def _end_of(hub: Hub, model: Served, text: str, max_tokens: int | None) -> list[int]:
+    """As much of the end of a document as leaves room for what is to follow, but at least half of what the model reads."""
+    tokenizer = model.llm.tokenizer
+    tokens = await asyncio.to_thread(tokenizer.encode, text)
+    most = min(model.context, hub.limits.max_prompt_tokens)
+    room = most - min(max_tokens or LONGEST_PIECE, most // 2) - len(tokenizer.begin)
+    return [*tokenizer.begin, *tokens[-max(1, room) :]]
 
 
 @router.get("/jobs/{job}/events")

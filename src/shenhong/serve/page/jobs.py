@@ -52,7 +52,7 @@ class Job:
     message: dict[str, Any]
     stream: Stream
     generation: GenerationRequest
-    prompt: str  # the words it answers
+    prompt: str | None  # the words it answers; None: it goes on with a document
     started: float  # when the turn was asked for, on the monotonic clock
     events: list[tuple[int, str, str]] = field(default_factory=list)
     bell: Bell = field(default_factory=Bell)
@@ -119,7 +119,8 @@ class Jobs:
         parts: list[dict[str, Any]] = [
             {"type": part, "text": text} for part, text in texts.items() if text
         ]
-        if state == "done" and (part := job.model.domain.part(texts["text"], job.prompt)):
+        domain, prompt = job.model.domain, job.prompt
+        if state == "done" and prompt is not None and (part := domain.part(texts["text"], prompt)):
             parts = [other for other in parts if other["type"] != "text"] + [part]
         if state == "error":
             parts.append({"type": "error", "message": error})

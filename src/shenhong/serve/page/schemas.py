@@ -11,7 +11,10 @@ from shenhong.serve.http.fields import Name, SamplingFields, Strict, Text
 
 
 class TurnSettings(SamplingFields):
+    """`plain`: the texts of the branch are one document, which is gone on with as it stands, asked by no template."""
+
     max_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
+    plain: Annotated[bool, Field(strict=True)] | None = None
 
 
 class Target(Strict):
@@ -30,6 +33,11 @@ class TurnRequest(Strict):
         if self.text is None and self.parent is None:
             raise ValueError("give text, or the user message to answer again as parent")
         return self
+
+
+class KeptText(Strict):
+    parent: Name | None = None
+    text: Annotated[str, StringConstraints(strict=True, min_length=1)]
 
 
 class ChatNew(Strict):

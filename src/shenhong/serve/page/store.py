@@ -242,9 +242,10 @@ class Store:
     def add_turn(
         self, owner: str, chat: str, title: str | None, user: dict | None, answers: list[dict]
     ) -> None:
-        """A user message and the answers that were started to it, each with its job, all or nothing."""
+        """A user message, the answers that were started to it, each with its job, or both; all or nothing."""
+        messages = [*([user] if user else []), *answers]
         with self._writing():
-            for message in [*([user] if user else []), *answers]:
+            for message in messages:
                 self._insert(message)
                 self._change(owner, {"kind": "message", "chat": chat, "message": message["id"]})
             self.db.executemany(
@@ -253,7 +254,7 @@ class Store:
             )
             self.db.execute(
                 "UPDATE chat SET leaf = ?, updated = ?, title = coalesce(?, title) WHERE id = ?",
-                (answers[0]["id"], time.time(), title, chat),
+                ((answers or messages)[0]["id"], time.time(), title, chat),
             )
             self._change(owner, {"kind": "chat", "chat": chat})
 
