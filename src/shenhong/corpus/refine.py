@@ -88,7 +88,10 @@ def _refine(
         ),
     }
     reading = Reading(settings, base, domain.fields, log)
-    names, digests, keys = _stage(settings, domain, reading, stage, seed, steps)
+    share = _share(settings, domain, base, reading.found.size)
+    if share.piece:
+        log(f"few documents: held out in pieces of about {share.piece:,} characters")
+    names, digests, keys = _stage(settings, domain, reading, stage, seed, share, steps)
     summaries = [steps[name].summary(log) for name in ("normalise", "rules")]
     if not len(names):
         raise DataError(
@@ -102,7 +105,7 @@ def _refine(
     summaries.append(steps["exact"].summary(log))
     live = _near(settings, names, keys, rank, live, stage, steps["near"])
     summaries.append(steps["near"].summary(log))
-    part = _split(settings, names, live, stage, seed, steps["split"], log)
+    part = _split(settings, names, live, stage, seed, share, steps["split"], log)
     summaries.append(steps["split"].summary(log))
     written = _write(names, part, stage, out)
     empty = [f"{name}.parquet" for name, count in written.items() if not count["records"]]
@@ -114,6 +117,7 @@ def _refine(
     report = {
         "settings": settings.model_dump(exclude={"paths"}),  # the recipe has them
         "seed": seed,
+        "held_out": share._asdict(),
         "read": reading.summary(),
         "steps": summaries,
         "splits": written,
@@ -124,12 +128,35 @@ def _refine(
     return report
 
 
+def _share(settings: CorpusSettings, domain: Domain, base: Path, size: int) -> split.Share:
+    """How much is held out; a corpus that may be small is read once for it."""
+    if settings.held_out is not None:
+        return split.Share(settings.held_out)
+    characters = records = 0
+    if size < split.SMALL:
+        for batch in Reading(settings, base, domain.fields):
+            records += len(batch["id"])
+            characters += sum(map(len, batch["text"]))
+            if characters >= split.SMALL:  # packed files hold more than their size
+                break
+    else:
+        characters = split.SMALL
+    return split.share_of(characters, records, size, domain.divisible)
+
+
+def _in_pieces(batch: Columns, seed: int, share: split.Share) -> Columns:
+    names, texts, rows = split.in_pieces(batch["id"], batch["text"], seed, share)
+    others = {name: [column[row] for row in rows] for name, column in batch.items()}
+    return {**others, "id": names, "text": texts}
+
+
 def _stage(
     settings: CorpusSettings,
     domain: Domain,
     reading: Reading,
     stage: Path,
     seed: int,
+    share: split.Share,
     steps: dict[str, Step],
 ) -> tuple[pa.Array, np.ndarray, np.ndarray]:
     """Read, normalise, apply the rules; write what passes. Returns ids, digests [N], band keys [N, 21]."""
@@ -140,10 +167,12 @@ def _stage(
     keys: list[np.ndarray] = []
     with pq.ParquetWriter(stage, schema, compression="zstd", write_statistics=False) as writer:
         for batch in reading:
+            if share.piece:
+                batch = _in_pieces(batch, seed, share)
             originals = _normalise(batch, domain, settings, steps["normalise"])
             with steps["rules"] as step:
                 step.records += len(batch["id"])
-                passed = _kept(batch, originals, domain, settings, seed, step)
+                passed = _kept(batch, originals, domain, settings, seed, share, step)
             if not passed["id"]:
                 continue
             with steps["exact"]:
@@ -181,12 +210,13 @@ def _kept(
     domain: Domain,
     settings: CorpusSettings,
     seed: int,
+    share: split.Share,
     step: Step,
 ) -> Columns:
     """The records that the domain keeps, with its columns."""
     passed: Columns = {name: [] for name in ("id", "prompt", "text", *domain.columns)}
     ids = batch["id"]
-    held_out = (split.parts(ids, seed, settings.held_out) != split.TRAIN).tolist()
+    held_out = (split.parts(ids, seed, share.of_all) != split.TRAIN).tolist()
     for row, (name, text, original) in enumerate(zip(ids, batch["text"], originals, strict=True)):
         fields = {field: batch[field][row] for field in domain.fields}
         kept = domain.keep(Record(name, text, original, fields, held_out[row], seed), settings)
@@ -258,12 +288,13 @@ def _split(
     live: np.ndarray,
     stage: Path,
     seed: int,
+    share: split.Share,
     step: Step,
     log: Log,
 ) -> np.ndarray:
     """The part of each record [N]: TRAIN, VALID, TEST, or -1 where it is left out."""
     with step:
-        part = np.where(live, split.parts(names.to_pylist(), seed, settings.held_out), -1)
+        part = np.where(live, split.parts(names.to_pylist(), seed, share.of_all), -1)
         held = np.flatnonzero(part > split.TRAIN)
         step.records = int((part == split.TRAIN).sum())
         leaked = np.full(len(names), -1)

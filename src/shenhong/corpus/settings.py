@@ -55,11 +55,12 @@ class CorpusSettings(BaseModel):
         description="a training record is dropped when it shares this part of the shingles of the "
         "shorter of itself and a held-out record",
     )
-    held_out: float = Field(
-        0.01,
+    held_out: float | None = Field(
+        None,
         gt=0,
         le=0.4,
-        description="share of records held out for validation, and again as many for the test",
+        description="share of records held out for validation, and again as many for the test; absent: 0.01, of a small "
+        "corpus up to 0.05, in pieces of documents where they are few",
     )
 
     @property

@@ -69,6 +69,7 @@ class Domain:
         "what the domain keeps",
     )  # its name, and what it does
     rewrites: ClassVar[bool] = False  # whether `keep` may change a text
+    divisible: ClassVar[bool] = False  # whether a piece of a text is a text: it may be held out
 
     def keep(self, record: Record, settings: Any) -> Kept | str:
         """What is learnt of a record, or the reason why it is dropped. ``settings`` is of the class `Settings`."""

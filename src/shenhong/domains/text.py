@@ -46,6 +46,7 @@ class TextSettings(CorpusSettings):
 class Text(Domain):
     name = "text"
     Settings = TextSettings
+    divisible = True
     step = ("rules", "length, damage, symbols, repeated lines")
 
     def keep(self, record: Record, settings: TextSettings) -> Kept | str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import tomli_w
 
 from shenhong.errors import RunError
+from shenhong.evaluate import words
 from shenhong.evaluate.charts import Curves, Loads, Series, Shares, short
 from shenhong.evaluate.page import (
     Block,
@@ -54,7 +55,7 @@ def write_report(run_dir: Path, domain: Domain) -> tuple[str, str]:
     name = manifest.get("name") or _recipe_name(recipe) or run_dir.resolve().name
     trainings = _trainings(manifest, events)
     blocks = [
-        *_headline(manifest, evaluation, domain),
+        *_headline(manifest, evaluation, domain, trainings),
         *domain.blocks(evaluation),
         *_bits(evaluation),
         *_originality(evaluation),
@@ -79,8 +80,10 @@ def headline(run_dir: Path, domain: Domain) -> list[str]:
     manifest = _read_json(run_dir / "manifest.json")
     if manifest is None:
         raise RunError(f"no manifest.json in {run_dir}; give the folder of a run")
-    tiles = _tiles(manifest, _read_json(run_dir / "evaluation.json") or {}, domain)
-    return [f"{name}: {value}{f' ({beside})' if beside else ''}" for name, value, beside in tiles]
+    evaluation = _read_json(run_dir / "evaluation.json") or {}
+    tiles = _tiles(manifest, evaluation, domain)
+    lines = [f"{name}: {value}{f' ({beside})' if beside else ''}" for name, value, beside in tiles]
+    return lines + _sentences(evaluation, _trainings(manifest, read_events(run_dir)))
 
 
 # --- sections ---------------------------------------------------------------------------------------
@@ -103,7 +106,18 @@ def _tiles(manifest: Json, evaluation: Json, domain: Domain) -> list[tuple[str, 
     return tiles
 
 
-def _headline(manifest: Json, evaluation: Json, domain: Domain) -> list[Block]:
+def _sentences(evaluation: Json, trainings: Sequence[Training]) -> list[str]:
+    found = [words.continued(training.validations) for training in trainings]
+    bits = _get(evaluation, "bits_per_character", "model", "bits_per_character", "value")
+    rival = _rival(evaluation)
+    if rival and bits is not None and trainings:
+        found.append(words.beside_ngram(bits, rival, trainings[-1].plan))
+    return [sentence for sentence in found if sentence]
+
+
+def _headline(
+    manifest: Json, evaluation: Json, domain: Domain, trainings: Sequence[Training]
+) -> list[Block]:
     tiles = _tiles(manifest, evaluation, domain)
     bits = _get(evaluation, "bits_per_character", "model", "bits_per_character")
     rival = _rival(evaluation)
@@ -122,9 +136,16 @@ def _headline(manifest: Json, evaluation: Json, domain: Domain) -> list[Block]:
         rows.append(["lines copied from training", *copied, "–", "–"])
     if rows:
         name = f"{rival['order']}-gram" if rival else "n-gram"
-        table = Table(["measure", "model", "human", "shuffled", name], rows)
+        table = _table(["measure", "model", "human", "shuffled", name], rows)
         out += [Heading("In one table"), table]
-    return out
+    sentences = _sentences(evaluation, trainings)
+    return out + [Note(f"{sentence[0].upper()}{sentence[1:]}.") for sentence in sentences]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> Table:
+    """Without the columns that have nothing to say of this kind of text."""
+    told = [i for i in range(len(head)) if any(row[i] != "–" for row in rows)]
+    return Table([head[i] for i in told], [[row[i] for i in told] for row in rows])
 
 
 def _bits(evaluation: Json) -> list[Block]:

@@ -108,7 +108,8 @@ def summary(path: Path) -> str:
         )
     from shenhong.evaluate.report import headline
 
-    return "\n".join([*headline(path, _domain(path)), f"report: {path / 'report.html'}"])
+    ways = f"try it: 'shenhong generate {path} \"...\"', or 'shenhong serve {path}' for the page"
+    return "\n".join([*headline(path, _domain(path)), ways, f"report: {path / 'report.html'}"])
 
 
 def _domain(run: Path) -> Domain:
