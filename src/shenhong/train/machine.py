@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from shenhong.numerics.cpu.features import multiplies_bfloat16
 from shenhong.train.settings import TrainSettings
 
 
@@ -22,10 +23,7 @@ def device() -> torch.device:
 
 def fast_bfloat16() -> bool:
     """Whether matrix products in bfloat16 run on units made for them."""
-    if device().type != "cpu":
-        return True
-    has = torch.cpu.get_capabilities()
-    return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
+    return device().type != "cpu" or multiplies_bfloat16()
 
 
 def describe() -> dict[str, Any]:
