@@ -320,6 +320,6 @@ def test_the_verbs_say_and_take_it(tiny: Tiny, multiplies: None, capfd: Captured
         call = ["generate", str(tiny.run), "长城", "--max-tokens", "30", "--dtype", dtype, "--json"]
         assert main(call) == 0
         answers[dtype] = json.loads(capfd.readouterr().out)["answers"]
-        with LLM(tiny.run, dtype if dtype == "auto" else getattr(torch, dtype)) as llm:
+        with LLM(tiny.run, dtype) as llm:
             assert answers[dtype] == llm.generate(["长城"], 30, Sampling(0.8))
     assert answers["auto"] == answers["bfloat16"]

@@ -56,9 +56,13 @@ class LLM:
     def __init__(
         self,
         path: str | Path,
-        dtype: torch.dtype | Literal["auto"] = "auto",
+        dtype: torch.dtype | Literal["auto", "float32", "bfloat16"] = "auto",
         settings: EngineSettings | None = None,
     ) -> None:
+        if not isinstance(dtype, torch.dtype) and dtype not in ("auto", "float32", "bfloat16"):
+            raise RequestError(f'dtype is "auto", "float32" or "bfloat16", not {dtype!r:.40}')
+        if dtype == "float32" or dtype == "bfloat16":
+            dtype = torch.float32 if dtype == "float32" else torch.bfloat16
         source = open_source(Path(path))
         self.path, self.tokenizer = source.path, source.tokenizer
         self.engine, self.serving = _engine(source, dtype, settings or EngineSettings())

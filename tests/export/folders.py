@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from shenhong.export import save_model
+from shenhong.export.shards import MULTITOKEN, SINGLE, tensor_files
 from shenhong.model import Decoder, ModelConfig
 from shenhong.tokenizer import Tokenizer, TokenizerSettings
 from shenhong.tokenizer.tokenizer import train
@@ -48,3 +53,18 @@ def small_folder(path: Path, config: ModelConfig, seed: int = 0) -> tuple[Path, 
     decoder = random_decoder(config, seed).eval()
     save_model(decoder, path, path.with_name(f"{path.name}-tokenizer"))
     return path, decoder
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, whichever file they are in."""
+    return {
+        name: tensor for file in tensor_files(folder) for name, tensor in load_file(file).items()
+    }
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Change the tensors of a folder; then they all are in one file, as in folders that others write."""
+    tensors = tensors_of(folder)
+    change(tensors)
+    (folder / MULTITOKEN).unlink(missing_ok=True)
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})

@@ -204,7 +204,7 @@ def test_rows_beyond_the_tokens_are_padding(folder, tmp_path):
         for rows in (model.model.embed_tokens.weight, model.lm_head.weight):
             rows[322:] = 0
     model.save_pretrained(tmp_path)
-    with LLM(tmp_path) as llm:
+    with LLM(tmp_path, dtype="float32") as llm:
         assert llm.engine.config.vocab_size == 2707 and llm.tokenizer.vocab_size == 322
         prompt = llm.tokenizer.encode("The 13 foxes")
         greedy = Sampling(temperature=0)

@@ -7,13 +7,13 @@ import shutil
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from shenhong.errors import ModelError
 from shenhong.export import huggingface, load_model, save_model
 from shenhong.model import Yarn
 from shenhong.model.hf_config import from_hf, to_hf
+from tests.export.folders import rewrite, tensors_of
 from tests.model.random_configs import random_config, random_decoder
 
 
@@ -78,9 +78,8 @@ def test_shards_hold_the_same_tensors(tmp_path, saved, monkeypatch):
 def test_names_on_disk(saved):
     folder, decoder = saved
     config = decoder.config
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
-        names = set(file.keys())
-        bias = file.get_tensor("model.layers.0.mlp.gate.e_score_correction_bias")
+    tensors = tensors_of(folder)
+    names, bias = set(tensors), tensors["model.layers.0.mlp.gate.e_score_correction_bias"]
     L = config.num_hidden_layers
     expected = {
         "model.embed_tokens.weight",
@@ -100,6 +99,10 @@ def test_names_on_disk(saved):
         f"model.layers.{L}.embed_tokens.weight",
     }
     assert expected <= names
+    # Transformers reads the trunk without a word: it knows no multi-token layer.
+    trunk = load_file(folder / "model.safetensors")
+    assert not any(name.startswith(f"model.layers.{L}.") for name in trunk)
+    assert set(names) - set(trunk) == set(load_file(folder / "mtp.safetensors"))
     assert not any("experts.gate_up_proj" in name for name in names)
     assert bias.dtype == torch.float32
 
@@ -154,12 +157,6 @@ def test_what_would_compute_something_else_is_refused(field, value):
         from_hf(values)
 
 
-def change(folder, edit):
-    tensors = load_file(folder / "model.safetensors")
-    edit(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, saved):
     folder, _ = saved
     norm = "model.norm.weight"
@@ -173,7 +170,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, saved):
         copy = tmp_path / "copy"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(folder, copy)
-        change(copy, edit)
+        rewrite(copy, edit)
         if words is None:
             load_model(copy)
             continue
@@ -184,7 +181,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, saved):
 def test_a_changed_copy_of_the_embedding_is_refused(saved):
     folder, decoder = saved
     name = f"model.layers.{decoder.config.num_hidden_layers}.embed_tokens.weight"
-    change(folder, lambda t: t[name].add_(1))
+    rewrite(folder, lambda t: t[name].add_(1))
     with pytest.raises(ModelError, match="embed_tokens"):
         load_model(folder)
 

@@ -16,6 +16,7 @@ from shenhong.export import huggingface, load_model, save_model
 from shenhong.model import ModelConfig
 from shenhong.numerics import documents
 from shenhong.numerics.formats import fp8
+from tests.export.folders import rewrite, tensors_of
 from tests.model.random_configs import random_config, random_decoder, random_tokens
 
 MATRIX = "model.layers.0.self_attn.o_proj.weight"
@@ -52,15 +53,8 @@ def eight(decoder, tmp_path):
     return save_model(decoder, tmp_path / "eight", dtype="float8")
 
 
-def edit(folder, change):
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
 def test_fp8_reads_back_within_half_a_step(decoder, eight):
-    tensors = load_file(eight / "model.safetensors")
+    tensors = tensors_of(eight)
     assert tensors[MATRIX].dtype == torch.float8_e4m3fn and tensors[SCALE].shape == (2, 2)
     again = {entry.name: entry.view for entry in huggingface.entries(load_model(eight))}
     eighths = 0
@@ -100,7 +94,7 @@ def test_transformers_opens_fp8(decoder, eight):
 
 def test_scales_may_lie_in_another_shard_and_blocks_be_ragged(decoder, eight):
     """As in DeepSeek-V3 itself, whose 576 rows make five rows of scales."""
-    tensors = load_file(eight / "model.safetensors")
+    tensors = tensors_of(eight)
     name = "model.layers.1.mlp.experts.0.up_proj.weight"
     tensors[name], scale = fp8.quantise(tensors[name])
     assert scale.shape == (2, 2) and tensors[name].shape[0] == 144
@@ -115,7 +109,8 @@ def test_scales_may_lie_in_another_shard_and_blocks_be_ragged(decoder, eight):
     index = {"weight_map": {n: file for file, part in parts.items() for n in part}}
     (eight / "model.safetensors.index.json").write_text(json.dumps(index))
     before = load_model(eight)
-    (eight / "model.safetensors").unlink()
+    for file in ("model.safetensors", "mtp.safetensors"):
+        (eight / file).unlink()
     after = {entry.name: entry.view for entry in huggingface.entries(load_model(eight))}
     assert torch.equal(after[name], fp8.dequantise(tensors[name], scale))
     for entry in huggingface.entries(before):
@@ -133,7 +128,7 @@ def test_scales_may_lie_in_another_shard_and_blocks_be_ragged(decoder, eight):
     ],
 )
 def test_fp8_that_does_not_fit_is_named(eight, change, words):
-    edit(eight, change)
+    rewrite(eight, change)
     with pytest.raises(ModelError, match=words):
         load_model(eight)
 
@@ -141,7 +136,7 @@ def test_fp8_that_does_not_fit_is_named(eight, change, words):
 def test_a_multi_token_layer_that_is_only_promised_is_left_out(decoder, tmp_path, caplog):
     folder = save_model(decoder, tmp_path / "model")
     own = f"model.layers.{decoder.config.num_hidden_layers}."
-    edit(folder, lambda t: [t.pop(name) for name in list(t) if name.startswith(own)])
+    rewrite(folder, lambda t: [t.pop(name) for name in list(t) if name.startswith(own)])
     opened = load_model(folder)
     assert opened.config.num_nextn_predict_layers == 0 and "without" in caplog.text
     for name, tensor in opened.state_dict().items():
@@ -150,7 +145,9 @@ def test_a_multi_token_layer_that_is_only_promised_is_left_out(decoder, tmp_path
 
 def test_half_a_multi_token_layer_is_refused(decoder, tmp_path):
     folder = save_model(decoder, tmp_path / "model")
-    edit(folder, lambda t: t.pop(f"model.layers.{decoder.config.num_hidden_layers}.eh_proj.weight"))
+    rewrite(
+        folder, lambda t: t.pop(f"model.layers.{decoder.config.num_hidden_layers}.eh_proj.weight")
+    )
     with pytest.raises(ModelError, match=r"eh_proj\.weight missing"):
         load_model(folder)
 
@@ -165,9 +162,9 @@ def test_copies_may_be_absent_and_a_tied_head_be_there(tmp_path):
         del tensors[own + "embed_tokens.weight"], tensors[own + "shared_head.head.weight"]
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
 
-    edit(folder, change)
+    rewrite(folder, change)
     load_model(folder)
-    edit(folder, lambda t: t["lm_head.weight"].add_(1))
+    rewrite(folder, lambda t: t["lm_head.weight"].add_(1))
     with pytest.raises(ModelError, match=r"lm_head\.weight differs"):
         load_model(folder)
 

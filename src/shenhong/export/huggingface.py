@@ -26,7 +26,7 @@ from torch import Tensor
 
 from shenhong.errors import ModelError
 from shenhong.export import shards
-from shenhong.export.shards import INDEX, SINGLE, Stored
+from shenhong.export.shards import INDEX, MULTITOKEN, SINGLE, Stored
 from shenhong.model import Decoder, ModelConfig
 from shenhong.model.hf_config import FP8, read_config, to_hf
 from shenhong.model.rope import half_split, interleaved
@@ -170,9 +170,18 @@ def _stored(entry: Entry, dtype: Precision) -> dict[str, Tensor]:
 
 
 def _write_tensors(decoder: Decoder, folder: Path, dtype: Precision) -> None:
+    """The trunk in one file, or in several with an index; the multi-token layer beside it in a file of its own.
+
+    Transformers knows no such layer: in a file that it reads, each of the tensors would be a complaint.
+    """
+    multitoken = f"model.layers.{decoder.config.num_hidden_layers}."
     files: list[list[Entry]] = [[]]
+    apart: list[Entry] = []
     room, bytes_each = SHARD_BYTES, 4 if dtype == "float32" else 2
     for entry in entries(decoder):
+        if entry.name.startswith(multitoken):
+            apart.append(entry)
+            continue
         size = entry.view.numel() * bytes_each
         if size > room and files[-1]:
             files.append([])
@@ -182,15 +191,23 @@ def _write_tensors(decoder: Decoder, folder: Path, dtype: Precision) -> None:
     total, where = 0, dict[str, str]()
     for number, part in enumerate(files, 1):
         file = SINGLE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        tensors: dict[str, Tensor] = {}
-        for entry in part:
-            tensors |= _stored(entry, dtype)
-        total += sum(tensor.nbytes for tensor in tensors.values())
-        where |= dict.fromkeys(tensors, file)
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        names, size = _write(part, folder / file, dtype)
+        total += size
+        where |= dict.fromkeys(names, file)
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    if apart:
+        _write(apart, folder / MULTITOKEN, dtype)
+
+
+def _write(part: list[Entry], file: Path, dtype: Precision) -> tuple[list[str], int]:
+    """One file; the names and the bytes of its tensors."""
+    tensors: dict[str, Tensor] = {}
+    for entry in part:
+        tensors |= _stored(entry, dtype)
+    save_file(tensors, file, metadata={"format": "pt"})
+    return list(tensors), sum(tensor.nbytes for tensor in tensors.values())
 
 
 # -------------------------------------------------------------------------- loading

@@ -20,6 +20,7 @@ from shenhong.errors import ModelError
 from shenhong.runs.files import pointer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MULTITOKEN = "mtp.safetensors"  # the multi-token layer beside either, where we wrote the folder
 PIECE = 64_000_000
 
 
@@ -70,7 +71,13 @@ def read(stored: dict[str, Stored], names: Iterable[str]) -> Iterator[tuple[str,
 
 
 def tensor_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: the one, or those its index names. Error: ModelError."""
+    """The safetensors files of a folder: the one or those its index names, and our multi-token layer. Error: ModelError."""
+    trunk = _trunk(folder)
+    apart = folder / MULTITOKEN
+    return [*trunk, apart] if apart.exists() and apart not in trunk else trunk
+
+
+def _trunk(folder: Path) -> list[Path]:
     if (folder / SINGLE).exists():
         return [folder / SINGLE]
     if not (folder / INDEX).exists():

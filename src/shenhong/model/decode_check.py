@@ -23,7 +23,7 @@ from shenhong.model.decode_grouped import GroupedWeights
 from shenhong.model.decode_latent import LatentWeights
 from shenhong.numerics import reference
 from shenhong.numerics.cpu.decode import Batch, FusedLayers
-from shenhong.numerics.rounding import DRAWS, Rounding, excess
+from shenhong.numerics.rounding import DRAWS, Exact, Rounding, excess
 
 if TYPE_CHECKING:
     from shenhong.model.decode import Experts, PreparedDecoder, Weights
@@ -64,7 +64,8 @@ def disagreement(
             batch, pool = _batch(lengths), Pools([row], 4, PAGE, model.dtype, CPU)
             found = kernel.run(x_ND.clone(), model.embedding, batch, pool.layers, range(1), norm_D)
             with _one_thread():
-                exact = half(x_ND.double(), batch)
+                with Exact():
+                    exact = half(x_ND.double(), batch)
                 if not exact.isfinite().all():
                     return None  # weights that are not numbers: nothing to compare
                 with Rounding(model.dtype, number):
@@ -121,12 +122,8 @@ def _told(experts: Experts, bias: Tensor) -> Experts:
 
 
 def _widened(weights: Weights) -> Weights:
-    """In float64, but for the router, which is float32 everywhere, and the experts, of which few are used."""
-    return dataclasses.replace(
-        weights,
-        attention=_doubled(weights.attention),
-        dense=weights.dense and (weights.dense[0].double(), weights.dense[1].double()),
-    )
+    """Attention in float64. The router is float32 everywhere, and the rest is widened as it is used."""
+    return dataclasses.replace(weights, attention=_doubled(weights.attention))
 
 
 def _doubled(attention: LatentWeights | GroupedWeights) -> Any:
