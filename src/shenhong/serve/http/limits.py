@@ -13,7 +13,8 @@ from shenhong.serve.http.faults import Fault
 from shenhong.serve.settings import Limits
 
 MOST_MULTIPLE = 20_000
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)', re.DOTALL)
+# It ends at the end of the body at the latest: what failed would be looked through again from every later quote.
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _BRACKETS = re.compile(rb"[\[{]+|[\]}]+")
 
 
