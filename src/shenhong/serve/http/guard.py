@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shenhong.errors import ServeError
 from shenhong.serve.http.faults import Fault, bad, crashed
-from shenhong.serve.http.limits import depth_of
+from shenhong.serve.http.limits import body_limit, depth_of
 from shenhong.serve.settings import Settings
 
 log = logging.getLogger("shenhong")
@@ -218,8 +218,7 @@ class Guard:
 
     async def _body(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
         limits = self.settings.limits
-        importing = scope["path"] == "/api/chats/import"
-        most = limits.max_import_bytes if importing else limits.max_body_bytes
+        most = body_limit(scope["path"], limits)
         too_large = Fault(413, f"the body is over {most} bytes", code="body_too_large")
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > most:

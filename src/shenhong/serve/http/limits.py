@@ -13,9 +13,19 @@ from shenhong.serve.http.faults import Fault
 from shenhong.serve.settings import Limits
 
 MOST_MULTIPLE = 20_000
+LOGIN_BYTES, NAMES_BYTES = 4096, 16_384  # of bodies that hold a key, or names and titles
 # It ends at the end of the body at the latest: what failed would be looked through again from every later quote.
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _BRACKETS = re.compile(rb"[\[{]+|[\]}]+")
+
+
+def body_limit(path: str, limits: Limits) -> int:
+    """Bytes of a body that this address takes; only texts are long."""
+    if path == "/api/chats/import":
+        return limits.max_import_bytes
+    if path.startswith("/api/") and not path.endswith(("/turns", "/texts")):
+        return min(LOGIN_BYTES if path == "/api/login" else NAMES_BYTES, limits.max_body_bytes)
+    return limits.max_body_bytes
 
 
 def depth_of(body: bytes) -> int:

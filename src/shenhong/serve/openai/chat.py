@@ -14,6 +14,7 @@ from shenhong.serve.answer import NOTHING, Answer, close, collect, merged, usage
 from shenhong.serve.engine_thread import Stream
 from shenhong.serve.generation import FieldNames, GenerationRequest, start
 from shenhong.serve.http import sse
+from shenhong.serve.http.bodies import CheckedRoute, aside, size_of
 from shenhong.serve.http.faults import bad
 from shenhong.serve.hub import Served
 from shenhong.serve.openai.admission import admit
@@ -24,7 +25,7 @@ from shenhong.serve.openai.schemas import ChatRequest
 from shenhong.serve.openai.tools import calls_constraint, offer_of
 from shenhong.serve.page.store import new_id
 
-router = APIRouter()
+router = APIRouter(route_class=CheckedRoute)
 
 
 @router.post("/v1/chat/completions")

@@ -15,6 +15,7 @@ from shenhong.serve.answer import NOTHING, close, collect, merged, usage_json
 from shenhong.serve.engine_thread import Stream
 from shenhong.serve.generation import FieldNames, GenerationRequest, start
 from shenhong.serve.http import sse
+from shenhong.serve.http.bodies import CheckedRoute, aside, size_of
 from shenhong.serve.hub import Served
 from shenhong.serve.openai.admission import admit
 from shenhong.serve.openai.constraints import constraint_of, response_format_name
@@ -22,7 +23,7 @@ from shenhong.serve.openai.logprobs import completion_logprobs
 from shenhong.serve.openai.schemas import CompletionRequest
 from shenhong.serve.page.store import new_id
 
-router = APIRouter()
+router = APIRouter(route_class=CheckedRoute)
 
 
 @router.post("/v1/completions")

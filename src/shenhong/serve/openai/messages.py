@@ -21,8 +21,6 @@ def template_messages(
     model: Served, limits: Limits, messages: list[ChatMessage]
 ) -> list[dict[str, Any]]:
     """As the template reads them. Fault: 400 for what it cannot express."""
-    if len(messages) > limits.max_messages:
-        raise bad(f"more than {limits.max_messages} messages", "messages", "too_many")
     made = []
     called: dict[str, str] = {}  # names of functions by the ids of their calls
     for number, message in enumerate(messages):

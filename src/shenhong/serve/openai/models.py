@@ -7,13 +7,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from shenhong.serve.http.bodies import CheckedRoute, aside, size_of
 from shenhong.serve.http.faults import bad
 from shenhong.serve.hub import Served, hub_of, owner_of
 from shenhong.serve.openai.messages import template_messages
 from shenhong.serve.openai.schemas import DetokenizeRequest, TokenizeRequest
 from shenhong.serve.sampling import sampling_json
 
-router = APIRouter()
+router = APIRouter(route_class=CheckedRoute)
 
 
 def _model_json(model: Served) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from shenhong.serve.answer import Answer, Delta, close, merged
 from shenhong.serve.engine_thread import Stream
 from shenhong.serve.generation import FieldNames, GenerationRequest, start
 from shenhong.serve.http import sse
+from shenhong.serve.http.bodies import CheckedRoute, aside, size_of
 from shenhong.serve.http.faults import Fault, bad
 from shenhong.serve.http.fields import SamplingFields
 from shenhong.serve.hub import Served
@@ -23,7 +24,7 @@ from shenhong.serve.openai.messages import text_of_content, thought_before
 from shenhong.serve.openai.schemas import ReasoningItem, ResponsesRequest
 from shenhong.serve.page.store import new_id
 
-router = APIRouter()
+router = APIRouter(route_class=CheckedRoute)
 
 Event = tuple[str, dict[str, Any]]  # its kind and its data
 

@@ -15,6 +15,7 @@ from shenhong import __version__
 from shenhong.errors import RequestError
 from shenhong.serve.generation import FieldNames, GenerationRequest, check_prompt, start
 from shenhong.serve.http import guard, sse
+from shenhong.serve.http.bodies import CheckedRoute, aside
 from shenhong.serve.http.faults import Fault, bad, stopping
 from shenhong.serve.hub import Hub, Served, hub_of, owner_of
 from shenhong.serve.page.jobs import Job, Jobs, conversation
@@ -31,7 +32,7 @@ from shenhong.serve.page.schemas import (
 from shenhong.serve.page.store import new_id, text_of
 from shenhong.serve.sampling import sampling_json
 
-router = APIRouter(prefix="/api")
+router = APIRouter(prefix="/api", route_class=CheckedRoute)
 
 TITLE_CHARACTERS = 40
 LONGEST_ANSWER, LONGEST_PIECE = 1024, 256  # tokens; of a document that is gone on with
