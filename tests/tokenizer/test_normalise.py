@@ -62,9 +62,9 @@ def test_variants_are_pairs_of_different_characters_without_chains():
 MARKS = "".join(chr(c) for c in range(0x110000) if unicodedata.combining(chr(c)))
 
 
-@given(st.text(st.sampled_from(MARKS + "\u0f73\u0f75\u0f81\u0344ǘ≠e \n漢…"), min_size=32))
+@given(st.text(st.sampled_from(MARKS + "\u0f73\u0f75\u0f81\u0344ǘ≠e漢…"), min_size=32))
 def test_long_runs_of_marks_are_put_into_the_order_of_nfc(text):
-    assert unify(text) == unicodedata.normalize("NFC", text).strip()
+    assert unify(text) == unicodedata.normalize("NFC", text)
 
 
 @pytest.mark.parametrize(

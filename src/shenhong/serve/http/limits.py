@@ -70,10 +70,22 @@ def multiples_fit(schema: Any) -> bool:
     unit = min((cast(int, step.as_tuple().exponent) for step in steps), default=0)
     if any(step.adjusted() - unit > 20 for step in steps):
         return False  # too long to be written out
-    common = math.lcm(*(int(step.scaleb(-unit)) for step in steps))
+    whole = [int(step.scaleb(-unit)) for step in steps]
+    least = 1  # of what stays of the multiple without its tens; it only grows, so many steps are not multiplied out
+    for step in whole:
+        least = math.lcm(least, _without(2, _without(5, step)))
+        if least > MOST_MULTIPLE:
+            return False
+    common = math.lcm(*whole)
     while common % 10 == 0:  # a zero at the end costs one state
         common //= 10
     return common <= MOST_MULTIPLE
+
+
+def _without(prime: int, number: int) -> int:
+    while number % prime == 0:
+        number //= prime
+    return number
 
 
 class Bucket:

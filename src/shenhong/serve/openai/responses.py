@@ -34,13 +34,15 @@ async def responses(request: Request, body: ResponsesRequest) -> Response:
     hub, owner, model = admit(request, body)
     if body.stream_options and body.stream_options.include_usage:
         raise bad("a response always tells its usage", "stream_options.include_usage")
-    prompt, thinking = await model.template.prompt(_messages(model, body))
-    text_format = body.text.format if body.text else None
+    size, text_format = await size_of(request), body.text.format if body.text else None
+    messages = await aside(size, _messages, model, body)
+    constraint = await aside(size, constraint_of, hub.limits, text_format, None)
+    prompt, thinking = await model.template.prompt(messages)
     generation = GenerationRequest(
         prompt,
         SamplingFields(temperature=body.temperature, top_p=body.top_p),
         max_tokens=body.max_output_tokens,
-        constraint=constraint_of(hub.limits, text_format, None),
+        constraint=constraint,
         thinking=thinking,
         names=FieldNames("input", "max_output_tokens", "text"),
     )
