@@ -7,12 +7,12 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import AddedToken
 
+from shenhong.serve.http import bodies, faults
 from shenhong.serve.http import limits as limits_module
 from shenhong.serve.http.limits import multiples_fit
 from shenhong.serve.openai import constraints
@@ -109,8 +109,6 @@ def test_prompts_and_schemas_are_counted_and_weighed_first(
 
 
 def test_one_fault_is_told_of_many(simplifying: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shenhong.serve.http import bodies, faults
-
     told: list[int] = []
 
     def counting(error: Any) -> Any:
@@ -125,7 +123,8 @@ def test_one_fault_is_told_of_many(simplifying: Running, monkeypatch: pytest.Mon
         f"f{n}": 1 for n in range(10_000)
     }
     message = {"id": "a", "parent": None, "role": "user", "parts": [verse] * 100}
-    assert simplifying.http.post("/api/chats/import", json={"messages": [message]}).status_code == 400
+    reply = simplifying.http.post("/api/chats/import", json={"messages": [message]})
+    assert reply.status_code == 400
     assert len(told) == 5 and max(told) < 20
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -42,7 +42,7 @@ class CheckedRoute(APIRoute):
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle
-        adapter = TypeAdapter[Any](self.body_field.field_info.annotation)
+        adapter = TypeAdapter(cast(Any, self.body_field.field_info.annotation))
 
         async def checked(request: Request) -> Response:
             try:

@@ -51,7 +51,7 @@ class Items:
         if isinstance(most, str):
             most = getattr(info.context or Limits(), most)
         if isinstance(given, list | dict) and len(given) > cast(int, most):
-            raise PydanticCustomError("too_many", f"more than {most} are not taken")  # type: ignore[arg-type]
+            raise PydanticCustomError("too_many", f"more than {most} are not taken")
         return given
 
 

@@ -72,7 +72,7 @@ def few_fields(part: Any) -> Any:
     while level:
         item = level.pop()
         if isinstance(item, dict) and len(item) > PART_FIELDS:
-            raise PydanticCustomError("too_many", f"more than {PART_FIELDS} fields are not taken")  # type: ignore[arg-type]
+            raise PydanticCustomError("too_many", f"more than {PART_FIELDS} fields are not taken")
         if isinstance(item, dict | list):
             level += item.values() if isinstance(item, dict) else item
     return part
