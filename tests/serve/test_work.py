@@ -10,10 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
 from tokenizers import AddedToken
 
 from shenhong.serve.http import bodies, faults
 from shenhong.serve.http import limits as limits_module
+from shenhong.serve.http.guard import COOKIE, Keys
 from shenhong.serve.http.limits import multiples_fit
 from shenhong.serve.openai import constraints
 from shenhong.tokenizer import Tokenizer
@@ -76,6 +78,20 @@ def test_the_event_loop_goes_on(kind: str, simplifying: Running) -> None:
     spent = loop_seconds(simplifying) - before
     assert reply.status_code == (200 if kind in ANSWERED else 400), reply.text
     assert spent < 0.15  # where it is done there it takes from a few tenths of a second to minutes
+
+
+def test_a_cookie_is_read_in_time_as_its_length(simplifying: Running) -> None:
+    """Before any key is asked for, and by nothing behind the guard."""
+    cookie = {"Cookie": f'{COOKIE}="' + "\\" * 50_000 + '"'}
+    before = loop_seconds(simplifying)
+    assert simplifying.http.get("/api/chats", headers=cookie).status_code == 200
+    assert loop_seconds(simplifying) - before < 0.15
+    keys = Keys(["a" * 20])
+    owned = keys.owner(Headers({"cookie": f"x=1; {COOKIE}={keys.login('a' * 20, '')}; y=2"}))
+    assert owned and not keys.owner(Headers({"cookie": f"x={COOKIE}"}))
+    assert (
+        growth(keys.owner, lambda n: Headers({"cookie": f'{COOKIE}="' + "\\" * n}), 2000) < LINEAR
+    )
 
 
 def test_short_bodies_are_enough_where_nothing_long_is_said(simplifying: Running) -> None:
