@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def test_plain_messages_are_rendered_as_transformers_does(tiny: Tiny, template: 
 def test_a_long_rendering_of_any_characters_arrives(tiny: Tiny, tmp_path: Path) -> None:
     folder = with_template(tiny.run / "model", tmp_path / "model", "{{ '\U0001f600' * 3900000 }}")
     with Template(folder, Tokenizer.load(folder), 60.0) as made:
-        assert len(asyncio.run(made._render({}))) == 3_900_000
+        line = asyncio.run(made._render(made._asked({})))
+        assert len(json.loads(line)["text"]) == 3_900_000
 
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"

@@ -16,6 +16,7 @@ from shenhong.serve.http.faults import Fault
 from shenhong.serve.http.limits import Meter, depth_of, depth_of_value, multiples_fit
 from shenhong.serve.settings import Limits
 from tests.conftest import Tiny
+from tests.growth import LINEAR, growth
 from tests.serve.running import FREE, Running, running, slowly
 
 JSON = st.recursive(
@@ -47,6 +48,7 @@ def test_depth_of_hostile_bodies_is_quick() -> None:
     assert depth_of(b"[" * 10**6) == 10**6
     assert depth_of(b'"' + b"\\" * 10**6) == 0
     assert depth_of(b'"[' * 500_000) <= 10**6
+    assert growth(depth_of, lambda n: b'"' + b'\\"' * n + b"\\", 2500) < LINEAR
 
 
 def test_a_minute_is_shared_evenly_and_keys_are_apart() -> None:

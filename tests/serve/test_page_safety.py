@@ -120,6 +120,26 @@ def test_code_and_formulas_are_set(served: Running, visit: Visitor) -> None:
     assert page.locator("pre code").nth(1).locator("span").count() == 0  # too long to be coloured
 
 
+def test_hostile_markdown_costs_no_more_than_honest(served: Running, visit: Visitor) -> None:
+    """By the processor time of the page's own thread: from many signs a parser would look to the end of the text."""
+
+    def spent(piece: str) -> float:
+        chat = imported(served, ["show", piece * (120_000 // len(piece)) + "\n\nthe end"])
+        page = visit.page()
+        session = page.context.new_cdp_session(page)
+        session.send("Performance.enable", {"timeDomain": "threadTicks"})
+        plain_model(page)
+        page.goto(f"{served.url}/?again#/c/{chat}")
+        page.get_by_text("the end").last.wait_for()
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        page.close()
+        return next(m["value"] for m in metrics if m["name"] == "ScriptDuration")
+
+    honest = spent("Some *words* and `code`.\n\n")
+    for piece in ("\\(", "\\[", "\\[\n\n", "_a_", "[", "> "):
+        assert spent(piece) < 3 * honest, piece
+
+
 def test_the_shell_opens_offline(chromium: Any, served: Running, proxy: Proxy) -> None:
     with visiting(chromium, proxy.url) as visitor:
         page = visitor.page()

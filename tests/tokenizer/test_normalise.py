@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from shenhong.tokenizer.normalise import normalise, simplify, unify
 from shenhong.tokenizer.variants import VARIANTS
+from tests.growth import LINEAR, growth
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 chinese = st.text(st.characters(min_codepoint=0x3400, max_codepoint=0x9FFF), max_size=60)
@@ -56,3 +57,19 @@ def test_variants_are_pairs_of_different_characters_without_chains():
     for variant, standard in VARIANTS.items():
         assert len(variant) == len(standard) == 1 and variant != standard
         assert standard not in VARIANTS, (variant, standard)
+
+
+MARKS = "".join(chr(c) for c in range(0x110000) if unicodedata.combining(chr(c)))
+
+
+@given(st.text(st.sampled_from(MARKS + "\u0f73\u0f75\u0f81\u0344ǘ≠e漢…"), min_size=32))
+def test_long_runs_of_marks_are_put_into_the_order_of_nfc(text):
+    assert unify(text) == unicodedata.normalize("NFC", text)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [" ", "\u3000", "\t ", "\u0301\u0316", "\u0f73", "e\u0301\u0316\u0301", "\n", " \n", "…—"],
+)
+def test_hostile_runs_take_time_as_their_length(piece):
+    assert growth(normalise, lambda n: "a" + piece * n + "b", 1500) < LINEAR

@@ -16,11 +16,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from shenhong.chat import sandbox
 from shenhong.chat.tool_calls import PROBE_TEXT, PROBE_TOOL, PROBE_WORDS, format_of, probes
@@ -29,6 +28,9 @@ from shenhong.errors import RequestError, ServeError
 from shenhong.tokenizer import Tokenizer
 from shenhong.tokenizer.normalise import normalise
 from shenhong.tokenizer.tokenizer import NEVER
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 AT_ONCE = 8  # renderings
 LONG = 10_000  # characters
@@ -189,18 +191,12 @@ class Template:
         process is gone.
         """
         plain: list[dict[str, Any]] = [dict(message) for message in messages]
-        for message in plain:
-            if self.tokenizer.simplify and isinstance(text := message.get("content"), str):
-                message["content"] = normalise(text)
-        plain = _in_parts(plain, self.parted)
-        given = {"messages": plain, "tools": list(tools) or None, **(more or {})}
-        bare = self.tokenizer.special.template is None
-        marked = not bare and any(map(self._may_name, _strings(given)))
-        text = await self._render({"add_generation_prompt": generation, **given}, marked)
-        encode = partial(self._encode, text, bare, marked)
-        # A long one is cut in another thread, so that others go on.
-        ids = await asyncio.to_thread(encode) if len(text) > LONG else encode()
-        thinks = text.replace(self.tokenizer.mark, "").rstrip().endswith("<think>")
+        variables = {"messages": plain, "tools": list(tools) or None, **(more or {})}
+        variables["add_generation_prompt"] = generation
+        # What is long is read and cut in another thread, so that others go on.
+        asked, marked = await _aside(is_long(variables), self._asks, variables)
+        line = await self._render(asked)
+        ids, thinks = await _aside(len(line) > LONG, self._read, line, marked)
         return ids, generation and self.thinking and thinks
 
     def prompt_now(self, messages: Iterable[Mapping[str, Any]]) -> list[int]:
@@ -212,12 +208,34 @@ class Template:
         """Whether a caller's text holds what a name of a special token begins with, as it is or as it will be read."""
         return any(map(self._first.search, (text, self.tokenizer.normalised(text))))
 
-    def _encode(self, text: str, bare: bool, marked: bool) -> list[int]:
-        if bare:
-            return [*self.tokenizer.begin, *self.tokenizer.encode(text)]
-        return self.tokenizer.encode_rendered(text, marked)
+    def _asks(self, variables: dict[str, Any]) -> tuple[bytes, bool]:
+        """The line that has them rendered, and whether names of special tokens are to be marked."""
+        messages = variables["messages"]
+        for message in messages:
+            if self.tokenizer.simplify and isinstance(text := message.get("content"), str):
+                message["content"] = normalise(text)
+        variables = variables | {"messages": _in_parts(messages, self.parted)}
+        bare = self.tokenizer.special.template is None
+        marked = not bare and any(map(self._may_name, _strings(variables)))
+        return self._asked(variables, marked), marked
 
-    async def _render(self, variables: dict[str, Any], marked: bool = False) -> str:
+    def _read(self, line: bytes, marked: bool) -> tuple[list[int], bool]:
+        """Tokens of what was rendered, and whether it ends inside of thinking. Error: RequestError where it was refused."""
+        result = json.loads(line)
+        if "error" in result:
+            raise RequestError(
+                f"the model's chat template refuses these messages: {result['error']}",
+                "messages",
+                "template",
+            )
+        text, tokenizer = result["text"], self.tokenizer
+        if tokenizer.special.template is None:
+            ids = [*tokenizer.begin, *tokenizer.encode(text)]
+        else:
+            ids = tokenizer.encode_rendered(text, marked)
+        return ids, text.replace(tokenizer.mark, "").rstrip().endswith("<think>")
+
+    async def _render(self, asked: bytes) -> bytes:
         too_long = RequestError(
             f"the model's chat template did not finish within {self.seconds:g} s on these messages",
             "messages",
@@ -230,7 +248,7 @@ class Template:
                     limit=13 * sandbox.CHARACTERS,  # "\\ud83d\\ude00" is one
                 )
                 try:
-                    writer.write(self._asked(variables, marked))
+                    writer.write(asked)
                     await writer.drain()
                     line = await reader.readline()
                 finally:
@@ -241,14 +259,26 @@ class Template:
             raise ServeError("the chat template's process is gone; restart the server") from None
         if not line:
             raise too_long
-        result = json.loads(line)
-        if "error" in result:
-            raise RequestError(
-                f"the model's chat template refuses these messages: {result['error']}",
-                "messages",
-                "template",
-            )
-        return result["text"]
+        return line
+
+
+async def _aside(long: bool, function: Callable[P, R], *args: P.args, **more: P.kwargs) -> R:
+    """What it returns, called in another thread where it is given much."""
+    return await asyncio.to_thread(function, *args, **more) if long else function(*args, **more)
+
+
+def is_long(value: Any) -> bool:
+    """Whether all in it together is long; it is looked through no further than that."""
+    left, waiting = LONG, [value]
+    while waiting and left >= 0:
+        one = waiting.pop()
+        if isinstance(one, str):
+            left -= len(one)
+        elif isinstance(one, Mapping | list):
+            left -= len(one)
+            if left >= 0:
+                waiting += [*one, *one.values()] if isinstance(one, Mapping) else one
+    return left < 0
 
 
 def _in_parts(messages: Iterable[dict[str, Any]], roles: Collection[str]) -> list[dict[str, Any]]:

@@ -54,9 +54,7 @@ async def start(
     if hub.draining:
         raise stopping()
     limits, names = hub.limits, generations[0].names
-    most = min(limits.max_n, limits.max_queue)
-    if sum(generation.n for generation in generations) > most:
-        raise bad(f"more than {most} answers are asked for", names.n, "too_many")
+    check_count(limits, sum(generation.n for generation in generations), names.n)
     seed = generations[0].sampling.seed
     base = secrets.randbits(48) if seed is None else seed
     requests: list[Request] = []
@@ -76,6 +74,13 @@ async def start(
         if isinstance(error, Fault) and error.code == "constraint":
             error.param = names.response_format
         raise
+
+
+def check_count(limits: Limits, answers: int, param: str) -> None:
+    """Fault: 400 where one call asks for more answers than may be queued."""
+    most = min(limits.max_n, limits.max_queue)
+    if answers > most:
+        raise bad(f"more than {most} answers are asked for", param, "too_many")
 
 
 def check_prompt(model: Served, limits: Limits, tokens: int, param: str) -> None:

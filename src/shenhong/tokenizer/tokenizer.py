@@ -282,10 +282,19 @@ class Tokenizer:
         """
         if not marked:
             return self._by(self.backend, text)
-        text = self._with_mark.sub(
-            lambda name: self._secret[name[0].replace(self.mark, "", 1)], text
-        )
-        return self._by(self._bare, text.replace(self.mark, ""))
+        return self._by(self._bare, self._told(text).replace(self.mark, ""))
+
+    def _told(self, text: str) -> str:
+        """With the secret of each name that has the mark. Names are compared where a mark stands and nowhere else."""
+        pieces, last, at = [], 0, text.find(self.mark)
+        while at >= 0:
+            name = self._with_mark.match(text, at - 1) if at > last else None
+            if name:
+                secret = self._secret[name[0].replace(self.mark, "", 1)]
+                pieces += [text[last : at - 1], secret]
+                last = name.end()
+            at = text.find(self.mark, last if name else at + 1)
+        return "".join([*pieces, text[last:]])
 
     def _by(self, backend: _Backend, text: str) -> list[int]:
         """Ids by the library or one of its variants here. Only its batches let other threads run meanwhile."""
@@ -386,7 +395,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _with_mark(self) -> re.Pattern[str]:
-        """Finds the names that have the mark behind their first character."""
+        """The names that have the mark behind their first character."""
         alone = {token.content for token in self._added.values() if token.single_word}
         found = []
         for name in self.names:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from shenhong.corpus import formats
 from shenhong.corpus.formats import format_of, listed, text
 from shenhong.corpus.formats.base import Row, Source
+from tests.growth import LINEAR, growth
 from tests.test_extending import example
 
 
@@ -219,6 +220,18 @@ def test_a_text_of_one_line_needs_no_memory(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count > 600 and peak < 1e6
+
+
+@pytest.mark.parametrize("piece", [".", '"', ".”", ". ", "。"])
+def test_marks_without_end_cost_no_more_than_letters(piece, tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "_DOCUMENT", 15_000)  # so that much is looked through for an end
+
+    def read(size):
+        (tmp_path / "x.txt").write_text(piece * (size // len(piece)))
+        return rows(tmp_path / "x.txt")
+
+    assert growth(lambda size: text._end(piece * (size // len(piece)), 0), int, 2_050) < LINEAR
+    assert "".join(row.fields["text"] for row in read(40_000)) == piece * (40_000 // len(piece))
 
 
 def test_bytes_that_are_no_text_have_a_line(tmp_path):

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shenhong.domains.verse import corpus as verse
+from tests.growth import LINEAR, growth
 
 ideographs = st.characters(min_codepoint=0x4E00, max_codepoint=0x9FA5)
 
@@ -90,3 +91,8 @@ def test_prompts(title, form, rhyme, prompt):
 def test_a_poem_that_does_not_rhyme_is_asked_for_without():
     blank = POEM._replace(original=POEM.original.replace("樓", "山"))
     assert verse.prompt(blank, "登鹳雀楼", True, True) == "五绝 登鹳雀楼"
+
+
+@pytest.mark.parametrize("piece", [" ", "一", "首", "一 ", "其", "（"])
+def test_hostile_titles_take_time_as_their_length(piece):
+    assert growth(lambda raw: verse.title(raw, 20), lambda n: "a" + piece * n + "b", 1500) < LINEAR

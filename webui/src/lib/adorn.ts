@@ -2,10 +2,9 @@
 // with their libraries, loaded when the first is met, and both have bounds that keep phones alive.
 // What has elements inside is done: its text is no longer the source.
 import type { Action } from "svelte/action";
-import type { Block } from "./markdown";
+import { LONGEST_FORMULA, type Block } from "./markdown";
 
 const LONGEST_CODE = 50_000; // characters
-const LONGEST_FORMULA = 10_000;
 
 async function colour(node: HTMLElement): Promise<void> {
   const wanted = [...node.querySelectorAll<HTMLElement>("pre > code[data-language]")].filter(

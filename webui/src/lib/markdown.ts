@@ -2,10 +2,16 @@
 // images are never loaded, links lead only to web and mail; the result of the parser is sanitised,
 // and the policy of the server stands behind both.
 import DOMPurify from "dompurify";
-import { Marked, type Token, type Tokens } from "marked";
+import { Lexer, Marked, type Token, type Tokens } from "marked";
 
 const escape = (text: string) =>
   text.replace(/[&<>"']/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" })[c]!);
+
+// What bounds the work on hostile text: the parser, too, looks from many signs to the end of what it is given.
+export const LONGEST_FORMULA = 4000; // characters
+const LONGEST_PARAGRAPH = 5000; // a longer one is plain text
+const DEEPEST = 20; // quotes and lists within one another
+const FAR = 2000; // a formula is looked for so far ahead, to the end of the line there
 
 const SAFE_LINK = /^(https?:|mailto:)/i;
 
@@ -19,9 +25,13 @@ interface Formula extends Tokens.Generic {
 const blockFormula = {
   name: "blockFormula",
   level: "block" as const,
-  start: (source: string) => source.match(/\$\$|\\\[/)?.index,
+  start(source: string): number | undefined {
+    const end = source.indexOf("\n", FAR) + 1;
+    const at = (end ? source.slice(0, end) : source).search(/\$\$|\\\[/);
+    return at < 0 ? end || undefined : at; // the parser joins what it cut between two lines
+  },
   tokenizer(source: string): Formula | undefined {
-    const match = /^(?:\$\$([^]+?)\$\$|\\\[([^]+?)\\\])[ \t]*(?:\n|$)/.exec(source);
+    const match = /^(?:\$\$([^]{1,4000}?)\$\$|\\\[([^]{1,4000}?)\\\])[ \t]*(?:\n|$)/.exec(source);
     if (match) return { type: "formula", raw: match[0], text: (match[1] ?? match[2]).trim(), display: true };
   },
 };
@@ -31,7 +41,7 @@ const inlineFormula = {
   start: (source: string) => source.match(/\$|\\\(/)?.index,
   tokenizer(source: string): Formula | undefined {
     // No space inside the signs and no digit after them: prices stay prices.
-    const match = /^(?:\$(?![\s$])((?:\\.|[^\\$\n])+?)(?<!\s)\$(?!\d)|\\\((.+?)\\\)|\$\$([^\n]+?)\$\$)/.exec(source);
+    const match = /^(?:\$(?![\s$])((?:\\.|[^\\$\n])+?)(?<!\s)\$(?!\d)|\\\((.{1,1000}?)\\\)|\$\$([^\n]{1,1000}?)\$\$)/.exec(source);
     if (match) return { type: "formula", raw: match[0], text: match[1] ?? match[2] ?? match[3], display: false };
   },
   renderer: (token: Tokens.Generic) =>
@@ -55,6 +65,25 @@ const marked = new Marked({
       `<pre><code data-language="${escape((lang ?? "").match(/^\S*/)![0])}">${escape(text)}\n</code></pre>`,
   },
 });
+
+/** The lexer, within the bounds above. */
+class BoundedLexer extends Lexer {
+  private depth = 0;
+
+  inlineTokens(source: string, tokens: Token[] = []): Token[] {
+    if (source.length <= LONGEST_PARAGRAPH) return super.inlineTokens(source, tokens);
+    tokens.push({ type: "text", raw: source, text: source, escaped: false });
+    return tokens;
+  }
+
+  blockTokens(source: string, tokens: Token[] = [], clipped?: boolean): any {
+    this.depth += 1;
+    if (this.depth <= DEEPEST) super.blockTokens(source, tokens as any, clipped);
+    else tokens.push({ type: "text", raw: source, text: source, escaped: false });
+    this.depth -= 1;
+    return tokens;
+  }
+}
 
 const purifier = DOMPurify(window);
 // What is wider than the screen is scrolled on its own, from the keyboard too.
@@ -89,12 +118,15 @@ function render(token: Token): Block {
   return block;
 }
 
-const TOO_LONG = 200_000; // characters; beyond it a text is shown plain, for no answer is worth a hang
+// Beyond these a text is shown plain, for no answer is worth a hang.
+const TOO_LONG = 200_000; // characters
+const TOO_MANY = 1000; // signs of formulas that stand alone
 
 export function blocks(text: string): Block[] {
-  if (text.length > TOO_LONG) return [{ html: `<pre tabindex="0">${escape(text)}</pre>`, code: false, formula: false }];
-  return marked
-    .lexer(text)
+  if (text.length > TOO_LONG || (text.match(/\$\$|\\\[/g)?.length ?? 0) > TOO_MANY)
+    return [{ html: `<pre tabindex="0">${escape(text)}</pre>`, code: false, formula: false }];
+  return new BoundedLexer(marked.defaults)
+    .lex(text)
     .filter((token) => token.type !== "space" && token.type !== "def")
     .map(render);
 }

@@ -21,7 +21,8 @@ PACKABLE = True
 _DOCUMENT, _LINES, _LONGEST = 2_000, 8_000, 16_000
 _BLANK = re.compile(r"(?:\r\n?|\n)[^\S\r\n]*(?:\r\n?|\n)")
 _LINE = re.compile(r"\r\n?|\n")
-_SENTENCE = re.compile(r"[.!?…]+[\"'”’)]*\s+|[。！？]+[”’」』）]*|[।॥။።؟۔]+\s*")
+# Group 1: no end after all, taken whole so that it is not looked at again from its second sign on.
+_SENTENCE = re.compile(r"[.!?…]++[\"'”’)]*+(?:\s+|())|[。！？]+[”’」』）]*|[।॥။።؟۔]+\s*")
 _SPACE = re.compile(r"\s+")
 _INVALID = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, as they are decoded here
 
@@ -67,7 +68,8 @@ def _end(text: str, start: int) -> int:
     if longest - start < _LONGEST:
         return longest
     for pattern in (_SENTENCE, _SPACE):
-        ends = [match.end() for match in pattern.finditer(text, longest - _DOCUMENT, longest)]
+        found = pattern.finditer(text, longest - _DOCUMENT, longest)
+        ends = [match.end() for match in found if match.lastindex is None]
         if ends:
             return ends[-1]
     return longest

@@ -29,9 +29,12 @@ _DAMAGE = re.compile(r"[□囗○〇▢●�\[\]{}()（）〔〕【】<>〈〉�
 
 # What editors add around a title: notes in brackets, 其一, 三首, and a number after a space.
 _NOTE = re.compile(r"[（(\[{〖〔【][^）)\]}〗〕】]*(?:[）)\]}〗〕】]|$)")
-_NUMERAL = "[一二三四五六七八九十百千廿卅○〇零]+"
-_ORDINAL = re.compile(rf"(?:\s+|\b)(?:其?{_NUMERAL}|又|并序|并引|并叙|有序)$")
-_COUNT = re.compile(rf"(?<=.){_NUMERAL}[首绝章篇咏韵]+$")
+# Each looks at a run of blanks or numerals once, from its first, for from the others it would find the same end.
+_NUMERAL = "一二三四五六七八九十百千廿卅○〇零"
+_ORDINAL = re.compile(rf"(?:(?<!\s)\s++|\b)(?:其?[{_NUMERAL}]++|又|并序|并引|并叙|有序)$")
+# A count is not all there is of its line.
+_FIRST = rf"(?:(?<=[^{_NUMERAL}\n])|(?<=\A[{_NUMERAL}])|(?<=\n[{_NUMERAL}]))"
+_COUNT = re.compile(rf"{_FIRST}[{_NUMERAL}]++[首绝章篇咏韵]++$")
 _JUNK = re.compile(rf"[^{IDEOGRAPH}A-Za-z0-9·\s]+")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from shenhong.domains.verse.prosody import UNKNOWN, analyse, form_of
 
@@ -21,7 +21,7 @@ class VerseLine(BaseModel):
     tones: str
     rhyme: Place | None
     group: str | None
-    misses: list[Place] = []
+    misses: Annotated[list[Place], FailFast()] = []
     stop: str = ""
 
 
@@ -35,7 +35,7 @@ class VersePart(BaseModel):
     form: str
     title: str
     regulated: bool = False
-    lines: Annotated[list[VerseLine], Field(min_length=1, max_length=100)]
+    lines: Annotated[list[VerseLine], Field(min_length=1, max_length=100), FailFast()]
 
 
 def verse_part(text: str, title: str) -> dict[str, Any] | None:

@@ -94,6 +94,8 @@ def from_validation(error: RequestValidationError) -> Fault:
         )
     if first["type"] == "missing":
         return bad(f"{param or 'the body'} is missing", param, "missing_field")
+    if first["type"] == "too_many":
+        return bad(f"{param}: {first['msg']}", param, "too_many")
     if first["type"] == "json_invalid":
         return bad("the body is not valid JSON", None, "invalid_json")
     message = str(first["msg"]).removeprefix("Value error, ")

@@ -13,8 +13,19 @@ from shenhong.serve.http.faults import Fault
 from shenhong.serve.settings import Limits
 
 MOST_MULTIPLE = 20_000
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)', re.DOTALL)
+LOGIN_BYTES, NAMES_BYTES = 4096, 16_384  # of bodies that hold a key, or names and titles
+# It ends at the end of the body at the latest: what failed would be looked through again from every later quote.
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _BRACKETS = re.compile(rb"[\[{]+|[\]}]+")
+
+
+def body_limit(path: str, limits: Limits) -> int:
+    """Bytes of a body that this address takes; only texts are long."""
+    if path == "/api/chats/import":
+        return limits.max_import_bytes
+    if path.startswith("/api/") and not path.endswith(("/turns", "/texts")):
+        return min(LOGIN_BYTES if path == "/api/login" else NAMES_BYTES, limits.max_body_bytes)
+    return limits.max_body_bytes
 
 
 def depth_of(body: bytes) -> int:
@@ -59,10 +70,22 @@ def multiples_fit(schema: Any) -> bool:
     unit = min((cast(int, step.as_tuple().exponent) for step in steps), default=0)
     if any(step.adjusted() - unit > 20 for step in steps):
         return False  # too long to be written out
-    common = math.lcm(*(int(step.scaleb(-unit)) for step in steps))
+    whole = [int(step.scaleb(-unit)) for step in steps]
+    least = 1  # of what stays of the multiple without its tens; it only grows, so many steps are not multiplied out
+    for step in whole:
+        least = math.lcm(least, _without(2, _without(5, step)))
+        if least > MOST_MULTIPLE:
+            return False
+    common = math.lcm(*whole)
     while common % 10 == 0:  # a zero at the end costs one state
         common //= 10
     return common <= MOST_MULTIPLE
+
+
+def _without(prime: int, number: int) -> int:
+    while number % prime == 0:
+        number //= prime
+    return number
 
 
 class Bucket:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from shenhong.chat.tool_calls import Offer
+from shenhong.engine.request import Constraint
 from shenhong.serve.answer import NOTHING, Answer, close, collect, merged, usage_json
 from shenhong.serve.engine_thread import Stream
 from shenhong.serve.generation import FieldNames, GenerationRequest, start
 from shenhong.serve.http import sse
+from shenhong.serve.http.bodies import CheckedRoute, aside, size_of
 from shenhong.serve.http.faults import bad
 from shenhong.serve.hub import Served
 from shenhong.serve.openai.admission import admit
@@ -23,8 +26,9 @@ from shenhong.serve.openai.messages import template_messages, template_variables
 from shenhong.serve.openai.schemas import ChatRequest
 from shenhong.serve.openai.tools import calls_constraint, offer_of
 from shenhong.serve.page.store import new_id
+from shenhong.serve.settings import Limits
 
-router = APIRouter()
+router = APIRouter(route_class=CheckedRoute)
 
 
 @router.post("/v1/chat/completions")
@@ -34,27 +38,26 @@ async def chat(request: Request, body: ChatRequest) -> Response:
         raise bad("top_logprobs needs logprobs: true", "top_logprobs", "conflict")
     if body.max_tokens and body.max_completion_tokens not in (None, body.max_tokens):
         raise bad("max_tokens and max_completion_tokens differ", "max_tokens", "conflict")
-    limits = hub.limits
-    response_format = constraint_of(limits, body.response_format, body.structured_outputs)
-    offer = offer_of(model, limits, body)
-    if offer and response_format:
-        raise bad("give either tools or a form of the answer", "tools", "conflict")
-    messages = template_messages(model, limits, body.messages)
-    variables = template_variables(model, body.chat_template_kwargs)
-    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] if offer else []
-    prompt, thinking = await model.template.prompt(messages, variables, tools=tools)
+    size = await size_of(request)
+    asked = await aside(size, _asked, model, hub.limits, body)
+    prompt, thinking = await model.template.prompt(
+        asked.messages, asked.variables, tools=asked.tools
+    )
+    constraint = asked.form or await aside(
+        size, calls_constraint, hub.limits, asked.offer, body, thinking
+    )
     generation = GenerationRequest(
         prompt,
         body,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         n=body.n or 1,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        constraint=response_format or calls_constraint(limits, offer, body, thinking),
+        constraint=constraint,
         thinking=thinking,
-        offer=offer,
+        offer=asked.offer,
         names=FieldNames(
             max_tokens="max_completion_tokens" if body.max_completion_tokens else "max_tokens",
-            response_format="tools" if offer else response_format_name(body),
+            response_format="tools" if asked.offer else response_format_name(body),
         ),
     )
     streams = await sse.unless_gone(request, start(hub, model, owner, [generation]))
@@ -76,6 +79,31 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     thought = sum(answer.thought for answer in answers)
     usage_of = usage_json([answer.usage for answer in answers], thought=thought)
     return JSONResponse(head | {"object": "chat.completion", "choices": choices, "usage": usage_of})
+
+
+class _Asked(NamedTuple):
+    """`form`: of the answer. The others are for the template."""
+
+    form: Constraint | None
+    offer: Offer | None
+    messages: list[dict[str, Any]]
+    variables: dict[str, Any]
+    tools: list[dict[str, Any]]
+
+
+def _asked(model: Served, limits: Limits, body: ChatRequest) -> _Asked:
+    """What a body asks for. Fault: 400 for what cannot be had."""
+    form = constraint_of(limits, body.response_format, body.structured_outputs)
+    offer = offer_of(model, limits, body)
+    if offer and form:
+        raise bad("give either tools or a form of the answer", "tools", "conflict")
+    return _Asked(
+        form,
+        offer,
+        template_messages(model, body.messages),
+        template_variables(model, body.chat_template_kwargs),
+        [tool.model_dump(exclude_none=True) for tool in body.tools or []] if offer else [],
+    )
 
 
 def _chat_message(model: Served, answer: Answer) -> dict[str, Any]:

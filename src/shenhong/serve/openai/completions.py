@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -13,8 +12,9 @@ from fastapi.responses import JSONResponse, Response
 
 from shenhong.serve.answer import NOTHING, close, collect, merged, usage_json
 from shenhong.serve.engine_thread import Stream
-from shenhong.serve.generation import FieldNames, GenerationRequest, start
+from shenhong.serve.generation import FieldNames, GenerationRequest, check_count, start
 from shenhong.serve.http import sse
+from shenhong.serve.http.bodies import CheckedRoute, aside, size_of
 from shenhong.serve.hub import Served
 from shenhong.serve.openai.admission import admit
 from shenhong.serve.openai.constraints import constraint_of, response_format_name
@@ -22,13 +22,22 @@ from shenhong.serve.openai.logprobs import completion_logprobs
 from shenhong.serve.openai.schemas import CompletionRequest
 from shenhong.serve.page.store import new_id
 
-router = APIRouter()
+router = APIRouter(route_class=CheckedRoute)
 
 
 @router.post("/v1/completions")
 async def completions(request: Request, body: CompletionRequest) -> Response:
     hub, owner, model = admit(request, body)
-    n = body.n or 1
+    n, size = body.n or 1, await size_of(request)
+    given = body.prompt
+    several = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    names = FieldNames(
+        "prompt", response_format=response_format_name(body), n="n" if n > 1 else "prompt"
+    )
+    check_count(hub.limits, n * len(several), names.n)  # before any of them is read
+    constraint = await aside(
+        size, constraint_of, hub.limits, body.response_format, body.structured_outputs
+    )
     generations = [
         GenerationRequest(
             prompt,
@@ -36,13 +45,11 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
             max_tokens=body.max_tokens,
             n=n,
             logprobs=body.logprobs,
-            constraint=constraint_of(hub.limits, body.response_format, body.structured_outputs),
+            constraint=constraint,
             first=number * n,
-            names=FieldNames(
-                "prompt", response_format=response_format_name(body), n="n" if n > 1 else "prompt"
-            ),
+            names=names,
         )
-        for number, prompt in enumerate(await _prompts(model, body))
+        for number, prompt in enumerate([await _tokens(model, one) for one in several])
     ]
     streams = await sse.unless_gone(request, start(hub, model, owner, generations))
     head = {
@@ -69,17 +76,12 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     return JSONResponse(head | {"choices": choices, "usage": usage_of})
 
 
-async def _prompts(model: Served, body: CompletionRequest) -> list[list[int]]:
+async def _tokens(model: Served, prompt: Any) -> list[int]:
     """Text begins with the model's first token; tokens are taken as they are."""
-    given = body.prompt
-    several = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    if not isinstance(prompt, str):
+        return list(prompt)
     tokenizer = model.llm.tokenizer
-    return [
-        [*tokenizer.begin, *await asyncio.to_thread(tokenizer.encode, one)]
-        if isinstance(one, str)
-        else list(one)
-        for one in several
-    ]
+    return [*tokenizer.begin, *await aside(len(prompt), tokenizer.encode, prompt)]
 
 
 async def _completion_chunks(

@@ -58,7 +58,8 @@ def response_format_name(body: ChatRequest | CompletionRequest) -> str:
 
 
 def checked_schema(limits: Limits, schema: dict[str, Any], param: str) -> Constraint:
-    """Fault: 400 for one that is too deep, too large, or too slow to compile."""
+    """Fault: 400 for one that is too large, too deep, or too slow to compile; what is large is looked at no further."""
+    constraint = sized(limits, Constraint("json", json.dumps(schema, ensure_ascii=False)), param)
     if depth_of_value(schema) > limits.max_schema_depth:
         raise bad(
             f"the schema nests deeper than {limits.max_schema_depth} levels", param, "schema_depth"
@@ -69,7 +70,7 @@ def checked_schema(limits: Limits, schema: dict[str, Any], param: str) -> Constr
             param,
             "schema_multiple",
         )
-    return sized(limits, Constraint("json", json.dumps(schema, ensure_ascii=False)), param)
+    return constraint
 
 
 def sized(limits: Limits, constraint: Constraint, param: str) -> Constraint:

@@ -10,19 +10,14 @@ from shenhong.serve.http.faults import bad
 from shenhong.serve.hub import Served
 from shenhong.serve.openai.schemas import ChatMessage, TextPart, ToolCall
 from shenhong.serve.openai.tools import tool_format_of
-from shenhong.serve.settings import Limits
 
 
 def text_of_content(content: str | list[TextPart] | None) -> str:
     return content if isinstance(content, str) else "".join(p.text for p in content or [])
 
 
-def template_messages(
-    model: Served, limits: Limits, messages: list[ChatMessage]
-) -> list[dict[str, Any]]:
+def template_messages(model: Served, messages: list[ChatMessage]) -> list[dict[str, Any]]:
     """As the template reads them. Fault: 400 for what it cannot express."""
-    if len(messages) > limits.max_messages:
-        raise bad(f"more than {limits.max_messages} messages", "messages", "too_many")
     made = []
     called: dict[str, str] = {}  # names of functions by the ids of their calls
     for number, message in enumerate(messages):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
 
+from shenhong.serve.http.bodies import CheckedRoute, aside, size_of
 from shenhong.serve.http.faults import bad
 from shenhong.serve.hub import Served, hub_of, owner_of
 from shenhong.serve.openai.messages import template_messages
 from shenhong.serve.openai.schemas import DetokenizeRequest, TokenizeRequest
 from shenhong.serve.sampling import sampling_json
 
-router = APIRouter()
+router = APIRouter(route_class=CheckedRoute)
 
 
 def _model_json(model: Served) -> dict[str, Any]:
@@ -44,18 +45,26 @@ async def tokenize(request: Request, body: TokenizeRequest) -> Any:
     model = hub.model(body.model)
     tokenizer = model.llm.tokenizer
     if body.messages is not None:
-        messages = template_messages(model, hub.limits, body.messages)
+        messages = await aside(await size_of(request), template_messages, model, body.messages)
         tokens, _ = await model.template.prompt(messages, None, body.add_generation_prompt)
     else:
         first = tokenizer.begin if body.add_special_tokens else []
-        tokens = first + await asyncio.to_thread(tokenizer.encode, body.prompt or "")
-    words = [tokenizer.backend.id_to_token(token) for token in tokens]
-    return {
-        "count": len(tokens),
-        "max_model_len": model.context,
-        "tokens": tokens,
-        "token_strs": words if body.return_token_strs else None,
-    }
+        text = body.prompt or ""
+        tokens = first + await aside(len(text), tokenizer.encode, text)
+    return await aside(len(tokens), _tokens_json, model, tokens, body.return_token_strs)
+
+
+def _tokens_json(model: Served, tokens: list[int], with_words: bool) -> JSONResponse:
+    """As it is: FastAPI would look at every token by itself."""
+    word = model.llm.tokenizer.backend.id_to_token
+    return JSONResponse(
+        {
+            "count": len(tokens),
+            "max_model_len": model.context,
+            "tokens": tokens,
+            "token_strs": [word(token) for token in tokens] if with_words else None,
+        }
+    )
 
 
 @router.post("/detokenize")
@@ -63,7 +72,12 @@ async def detokenize(request: Request, body: DetokenizeRequest) -> Any:
     hub = hub_of(request)
     hub.meter.request(owner_of(request))
     model = hub.model(body.model)
-    for number, token in enumerate(body.tokens):
+    return {"prompt": await aside(len(body.tokens), _text_of, model, body.tokens)}
+
+
+def _text_of(model: Served, tokens: list[int]) -> str:
+    """Fault: 400 for a token that there is not."""
+    for number, token in enumerate(tokens):
         if token >= len(model.bytes_of):
             raise bad(f"token {token} is outside of the vocabulary", f"tokens.{number}")
-    return {"prompt": model.llm.tokenizer.decode(body.tokens)}
+    return model.llm.tokenizer.decode(tokens)

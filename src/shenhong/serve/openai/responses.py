@@ -14,6 +14,7 @@ from shenhong.serve.answer import Answer, Delta, close, merged
 from shenhong.serve.engine_thread import Stream
 from shenhong.serve.generation import FieldNames, GenerationRequest, start
 from shenhong.serve.http import sse
+from shenhong.serve.http.bodies import CheckedRoute, aside, size_of
 from shenhong.serve.http.faults import Fault, bad
 from shenhong.serve.http.fields import SamplingFields
 from shenhong.serve.hub import Served
@@ -23,7 +24,7 @@ from shenhong.serve.openai.messages import text_of_content, thought_before
 from shenhong.serve.openai.schemas import ReasoningItem, ResponsesRequest
 from shenhong.serve.page.store import new_id
 
-router = APIRouter()
+router = APIRouter(route_class=CheckedRoute)
 
 Event = tuple[str, dict[str, Any]]  # its kind and its data
 
@@ -33,13 +34,15 @@ async def responses(request: Request, body: ResponsesRequest) -> Response:
     hub, owner, model = admit(request, body)
     if body.stream_options and body.stream_options.include_usage:
         raise bad("a response always tells its usage", "stream_options.include_usage")
-    prompt, thinking = await model.template.prompt(_messages(model, body))
-    text_format = body.text.format if body.text else None
+    size, text_format = await size_of(request), body.text.format if body.text else None
+    messages = await aside(size, _messages, model, body)
+    constraint = await aside(size, constraint_of, hub.limits, text_format, None)
+    prompt, thinking = await model.template.prompt(messages)
     generation = GenerationRequest(
         prompt,
         SamplingFields(temperature=body.temperature, top_p=body.top_p),
         max_tokens=body.max_output_tokens,
-        constraint=constraint_of(hub.limits, text_format, None),
+        constraint=constraint,
         thinking=thinking,
         names=FieldNames("input", "max_output_tokens", "text"),
     )

@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
-from shenhong.serve.http.fields import Name, SamplingFields, Strict, Text, TokenId
+from shenhong.serve.http.fields import Items, Name, SamplingFields, Strict, Text, TokenId
+
+PARTS = 1024  # most of one message
 
 
 class StructuredOutputs(Strict):
@@ -18,7 +20,7 @@ class StructuredOutputs(Strict):
 
     json_schema: dict[str, Any] | None = Field(None, alias="json")
     regex: Annotated[str, StringConstraints(strict=True, min_length=1)] | None = None
-    choice: Annotated[list[Text], Field(min_length=1, max_length=10_000)] | None = None
+    choice: Annotated[list[Text], Items(10_000, least=1)] | None = None
 
     @model_validator(mode="after")
     def one(self) -> StructuredOutputs:
@@ -73,8 +75,8 @@ class Generating(Neutral):
 class TextPart(Strict):
     type: Literal["text", "input_text", "output_text"]
     text: Text
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-    logprobs: Annotated[list[Any], Field(max_length=0)] | None = None
+    annotations: Annotated[list[Any], Items(0)] | None = None
+    logprobs: Annotated[list[Any], Items(0)] | None = None
 
 
 class CalledFunction(Strict):
@@ -119,19 +121,19 @@ class ChatMessage(Strict):
     """`content` may be text parts; they are joined."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[TextPart] | None = None
+    content: Text | Annotated[list[TextPart], Items(PARTS)] | None = None
     name: Name | None = None
     reasoning_content: Text | None = None
     refusal: None = None
     audio: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    annotations: Annotated[list[Any], Items(0)] | None = None
     function_call: None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
+    tool_calls: Annotated[list[ToolCall], Items(128)] | None = None
     tool_call_id: Name | None = None
 
 
 class ChatRequest(SamplingFields, Generating):
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Items("max_messages", least=1)]
     max_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
     n: Annotated[int, Field(strict=True, ge=1)] | None = None
@@ -139,26 +141,26 @@ class ChatRequest(SamplingFields, Generating):
     top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    chat_template_kwargs: dict[Name, bool | int | str] | None = None
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    chat_template_kwargs: Annotated[dict[Name, bool | int | str], Items(64)] | None = None
+    tools: Annotated[list[Tool], Items(128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
-    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    modalities: Annotated[list[Literal["text"]], Items(1)] | None = None
     reasoning_effort: None = None
     verbosity: Literal["medium"] | None = None
     prediction: None = None
     audio: None = None
     web_search_options: None = None
-    functions: Annotated[list[Any], Field(max_length=0)] | None = None
+    functions: Annotated[list[Any], Items(0)] | None = None
     function_call: Literal["none"] | None = None
 
 
 class CompletionRequest(SamplingFields, Generating):
     prompt: (
         Text
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Text], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
+        | Annotated[list[TokenId], Items(least=1)]
+        | Annotated[list[Text], Items(least=1)]
+        | Annotated[list[Annotated[list[TokenId], Items(least=1)]], Items(least=1)]
     )
     max_tokens: Annotated[int, Field(strict=True, ge=1)] | None = 16
     n: Annotated[int, Field(strict=True, ge=1)] | None = None
@@ -175,7 +177,7 @@ class InputMessage(Strict):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Text | Annotated[list[TextPart], Items(PARTS)]
     id: Name | None = None
     status: Literal["completed", "incomplete", "in_progress"] | None = None
     phase: Name | None = None
@@ -190,8 +192,8 @@ class ReasoningItem(Strict):
     """Earlier thinking of /v1/responses, before the assistant's message it led to."""
 
     type: Literal["reasoning"]
-    content: list[ReasoningText] | None = None
-    summary: Annotated[list[Any], Field(max_length=0)] | None = None
+    content: Annotated[list[ReasoningText], Items(PARTS)] | None = None
+    summary: Annotated[list[Any], Items(0)] | None = None
     encrypted_content: None = None
     id: Name | None = None
     status: Literal["completed", "incomplete", "in_progress"] | None = None
@@ -222,7 +224,7 @@ class TextOptions(Strict):
 
 
 class ResponsesRequest(Generating):
-    input: Text | Annotated[list[InputItem], Field(min_length=1)]
+    input: Text | Annotated[list[InputItem], Items("max_messages", least=1)]
     instructions: Text | None = None
     max_output_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -230,14 +232,14 @@ class ResponsesRequest(Generating):
     text: TextOptions | None = None
     truncation: Literal["disabled"] | None = None
     background: Literal[False] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Annotated[list[Any], Items(0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
     top_logprobs: Literal[0] | None = None
     previous_response_id: None = None
     conversation: None = None
     prompt: None = None
-    include: Annotated[list[Any], Field(max_length=0)] | None = None
+    include: Annotated[list[Any], Items(0)] | None = None
     reasoning: None = None
 
 
@@ -246,7 +248,7 @@ class TokenizeRequest(Strict):
 
     model: Name | None = None
     prompt: Text | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    messages: Annotated[list[ChatMessage], Items("max_messages", least=1)] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     return_token_strs: bool = False
@@ -260,4 +262,4 @@ class TokenizeRequest(Strict):
 
 class DetokenizeRequest(Strict):
     model: Name | None = None
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Items()]

@@ -15,6 +15,7 @@ from shenhong import __version__
 from shenhong.errors import RequestError
 from shenhong.serve.generation import FieldNames, GenerationRequest, check_prompt, start
 from shenhong.serve.http import guard, sse
+from shenhong.serve.http.bodies import CheckedRoute, aside
 from shenhong.serve.http.faults import Fault, bad, stopping
 from shenhong.serve.hub import Hub, Served, hub_of, owner_of
 from shenhong.serve.page.jobs import Job, Jobs, conversation
@@ -31,7 +32,7 @@ from shenhong.serve.page.schemas import (
 from shenhong.serve.page.store import new_id, text_of
 from shenhong.serve.sampling import sampling_json
 
-router = APIRouter(prefix="/api")
+router = APIRouter(prefix="/api", route_class=CheckedRoute)
 
 TITLE_CHARACTERS = 40
 LONGEST_ANSWER, LONGEST_PIECE = 1024, 256  # tokens; of a document that is gone on with
@@ -149,7 +150,8 @@ def _renamed(body: ImportedChat) -> list[tuple[str, dict[str, Any]]]:
 
 @router.get("/chats/{chat}")
 async def get_chat(request: Request, chat: str) -> Any:
-    return JSONResponse(await _found(request, chat))
+    found = await _found(request, chat)
+    return await asyncio.to_thread(JSONResponse, found)
 
 
 async def _found(request: Request, chat: str) -> dict[str, Any]:
@@ -187,12 +189,17 @@ async def export(
     request: Request, chat: str, format: Literal["json", "markdown"] = "json"
 ) -> Response:
     found = await _found(request, chat)
+    return await asyncio.to_thread(_exported, found, format)
+
+
+def _exported(chat: dict[str, Any], format: str) -> Response:
     if format == "json":
-        body = json.dumps(found | {"format": "shenhong-chat-1"}, ensure_ascii=False, indent=1)
+        body = json.dumps(chat | {"format": "shenhong-chat-1"}, ensure_ascii=False, indent=1)
         kind, end = "application/json", "json"
     else:
-        body, kind, end = _markdown(found), "text/markdown; charset=utf-8", "md"
-    disposition = f'attachment; filename="chat-{chat[:8]}.{end}"'
+        body, kind, end = _markdown(chat), "text/markdown; charset=utf-8", "md"
+    name = chat["id"][:8]
+    disposition = f'attachment; filename="chat-{name}.{end}"'
     return Response(body, media_type=kind, headers={"Content-Disposition": disposition})
 
 
@@ -222,10 +229,11 @@ async def turn(request: Request, chat: str, body: TurnRequest) -> Any:
     if body.text is None:
         asked = by_id[body.parent or ""]
     else:
-        asked = user = _user(chat, body.parent, _composed(hub, body.text, body), now)
+        text = await aside(len(body.text), _composed, hub, body.text, body)
+        asked = user = _user(chat, body.parent, text, now)
     if asked["role"] != "user" and not all(target.settings.plain for target in body.targets):
         raise bad("answers belong to a user message", "parent")
-    branch = conversation([*found["messages"], asked], asked["id"])
+    branch = await asyncio.to_thread(conversation, [*found["messages"], asked], asked["id"])
     started = []
     try:
         for number, target in enumerate(body.targets):

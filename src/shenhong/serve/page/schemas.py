@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
-from pydantic import Discriminator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from shenhong import domains
-from shenhong.serve.http.fields import Name, SamplingFields, Strict, Text
+from shenhong.serve.http.fields import Items, Name, SamplingFields, Strict, Text
+
+PART_FIELDS = 100
 
 
 class TurnSettings(SamplingFields):
@@ -25,8 +28,8 @@ class Target(Strict):
 class TurnRequest(Strict):
     parent: Name | None = None
     text: Annotated[str, StringConstraints(strict=True, min_length=1)] | None = None
-    options: dict[Name, Name] = Field({}, max_length=16)  # chosen beside the text
-    targets: Annotated[list[Target], Field(min_length=1, max_length=4)]
+    options: Annotated[dict[Name, Name], Items(16)] = Field({})  # chosen beside the text
+    targets: Annotated[list[Target], Items(4, least=1)]
 
     @model_validator(mode="after")
     def answers_something(self) -> TurnRequest:
@@ -63,21 +66,37 @@ class ErrorPart(Strict):
     message: Text
 
 
+def few_fields(part: Any) -> Any:
+    """The part, whose classes are a domain's own, so that they do not count what they do not know."""
+    level = [part]
+    while level:
+        item = level.pop()
+        if isinstance(item, dict) and len(item) > PART_FIELDS:
+            raise PydanticCustomError("too_many", f"more than {PART_FIELDS} fields are not taken")
+        if isinstance(item, dict | list):
+            level += item.values() if isinstance(item, dict) else item
+    return part
+
+
 # A part of an answer as a domain sets it is checked by the domain's own class.
 _PARTS = (
     PlainPart,
     ErrorPart,
     *filter(None, (domains.domain(name).Part for name in domains.names())),
 )
-Part = Annotated[Union[_PARTS], Discriminator("type")]  # type: ignore[valid-type]  # noqa: UP007
+Part = Annotated[
+    Union[_PARTS],  # type: ignore[valid-type]  # noqa: UP007
+    Discriminator("type"),
+    BeforeValidator(few_fields),
+]
 
 
 class Usage(Strict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: dict[Name, int] = Field({}, max_length=16)
-    completion_tokens_details: dict[Name, int] = Field({}, max_length=16)
+    prompt_tokens_details: Annotated[dict[Name, int], Items(16)] = Field({})
+    completion_tokens_details: Annotated[dict[Name, int], Items(16)] = Field({})
 
 
 class Timing(Strict):
@@ -92,10 +111,7 @@ class ImportedMessage(Strict):
     chat: Name | None = None
     parent: Name | None
     role: Literal["user", "assistant"]
-    parts: Annotated[
-        list[Part],
-        Field(max_length=100),
-    ]
+    parts: Annotated[list[Part], Items(100)]
     model: Name | None = None
     settings: TurnSettings | None = None
     job: Name | None = None
@@ -111,5 +127,5 @@ class ImportedChat(Strict):
     created: float = 0
     updated: float = 0
     leaf: Name | None = None
-    messages: Annotated[list[ImportedMessage], Field(max_length=5000)]
+    messages: Annotated[list[ImportedMessage], Items(5000)]
     format: Literal["shenhong-chat-1"] | None = None

@@ -1,7 +1,7 @@
 // The shell opens without the server: its files are kept, its data never are. Each build has its
 // own store, so that pages never mix two builds; the API is not touched.
-const VERSION = "0f975c4f77e0";
-const FILES = ["/","/assets/RunsView-B-6Zvj6S.css","/assets/RunsView-Be9RP3VT.js","/assets/formula-CuP5c8bv.js","/assets/highlight-CKa98cGG.js","/assets/index-BZFgb3A-.css","/assets/index-D7LyMzCh.js","/icon-180.png","/icon-192.png","/icon-512.png","/icon.svg","/manifest.webmanifest"];
+const VERSION = "9b833316294d";
+const FILES = ["/","/assets/RunsView-B-6Zvj6S.css","/assets/RunsView-DXOCHbfH.js","/assets/formula-CM2kMIiT.js","/assets/highlight-CKa98cGG.js","/assets/index-BYERZIF8.js","/assets/index-BZFgb3A-.css","/icon-180.png","/icon-192.png","/icon-512.png","/icon.svg","/manifest.webmanifest"];
 const STORE = `shell-${VERSION}`;
 
 self.addEventListener("install", (event) => {
