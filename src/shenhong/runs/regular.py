@@ -15,31 +15,69 @@ from pathlib import Path
 
 from shenhong.errors import RunError
 
-TEXT = (
-    64 << 20
-)  # bytes of a file of text that is read whole: a tokenizer, a manifest, a configuration
+TEXT = 64 << 20
+"""Bytes of a file of text that is read whole: a tokenizer, a manifest, a configuration."""
+
+
+class UnreadableError(OSError):
+    """What is wrong with a file that is there, as its text, without the name."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 def open_regular(path: Path, most: int | None = None, *, follow: bool = True) -> BufferedReader:
-    """A file to read. OSError where it is no regular one, a link not to ``follow``, or of more than ``most`` bytes."""
+    """A file to read. Errors: OSError, UnreadableError where it is no regular one or holds more than ``most`` bytes."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(path, flags if follow else flags | os.O_NOFOLLOW)
     file = os.fdopen(descriptor, "rb") if _is_regular(descriptor) else None
     if file is None:
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise UnreadableError(errno.EINVAL, "it is no regular file", str(path))
     if most is not None and (size := os.fstat(descriptor).st_size) > most:
         file.close()
-        raise OSError(errno.EFBIG, f"holds {size:,} bytes, more than {most:,}", str(path))
+        raise UnreadableError(
+            errno.EFBIG, f"it holds {size:,} bytes, more than {most:,}", str(path)
+        )
     return file
 
 
 def read_regular(path: Path, most: int = TEXT, *, follow: bool = True) -> bytes:
-    """All of a file. OSError as `open_regular`'s, also where it grows beyond ``most`` meanwhile."""
+    """All of a file. Errors: as of `open_regular`, also where it grows beyond ``most`` meanwhile."""
     with open_regular(path, most, follow=follow) as file:
-        data = file.read(most + 1)
+        return _whole(file, path, most)
+
+
+def read_inside(path: Path, folder: Path | None = None, most: int = TEXT) -> bytes:
+    """All of a file of a model folder, by default the one it lies in. Errors: as of `open_inside`."""
+    with open_inside(path, folder, most) as file:
+        return _whole(file, path, most)
+
+
+def open_inside(path: Path, folder: Path | None = None, most: int | None = None) -> BufferedReader:
+    """A file of a model folder, to read. Errors: as of `open_regular`.
+
+    What a folder from elsewhere holds is copied, shown and sent on, so a link in it must not lead to a file of the
+    reader's: only to one inside the folder, or to the blobs that the hub's cache keeps beside its snapshots.
+    """
+    file = open_regular(path, most)
+    real, home = path.resolve(), (folder or path.parent).resolve()
+    homes = [home, *(p.parent / "blobs" for p in home.parents if p.name == "snapshots")]
+    # The file is looked at as it was opened, for the name may lead elsewhere by now.
+    if any(map(real.is_relative_to, homes)) and _is_same(file, real):
+        return file
+    file.close()
+    raise UnreadableError(errno.EXDEV, "it is a link that leads out of its folder", str(path))
+
+
+def _is_same(file: BufferedReader, path: Path) -> bool:
+    return os.path.samestat(os.fstat(file.fileno()), os.stat(path, follow_symlinks=False))
+
+
+def _whole(file: BufferedReader, path: Path, most: int) -> bytes:
+    data = file.read(most + 1)
     if len(data) > most:
-        raise OSError(errno.EFBIG, f"holds more than {most:,} bytes", str(path))
+        raise UnreadableError(errno.EFBIG, f"it holds more than {most:,} bytes", str(path))
     return data
 
 
