@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from shenhong.runs.regular import open_regular
 
-LINE = 1 << 16  # bytes of an event; what is longer is none of ours
+LINE = 2 << 20  # bytes of an event; what is longer is none of ours
 MOST = 64 << 20  # bytes that are read of a file, its last ones
 _BLOCK = 1 << 16
 
@@ -54,13 +54,16 @@ def parse(line: bytes) -> dict[str, Any] | None:
 
 def step_of(event: dict[str, Any]) -> tuple[Any, ...]:
     """What a newer event of the same step has in common with it."""
-    return event["kind"], str(event.get("stage")), event["step"]
+    stage = event.get("stage")
+    return event["kind"], stage if isinstance(stage, str) else None, event["step"]
 
 
-def end_of_lines(file: BinaryIO) -> int:
-    """The byte at which the last whole line ends."""
-    end = file.seek(0, os.SEEK_END)
+def end_of_lines(file: BinaryIO, most: int | None = None) -> int:
+    """The byte at which the last whole line ends; the file's end where none does in its last ``most`` bytes."""
+    end = size = file.seek(0, os.SEEK_END)
     while end:
+        if most is not None and size - end >= most:
+            return size
         start = max(0, end - _BLOCK)
         file.seek(start)
         if (found := file.read(end - start).rfind(b"\n")) >= 0:
