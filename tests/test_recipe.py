@@ -1,5 +1,6 @@
 """Recipes: the three that ship are valid; every mistake is one line that names the key and the remedy."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,6 +178,9 @@ def test_a_recipe_that_is_none(recipe: Path, tmp_path: Path, refused: Callable[.
     binary.write_bytes(b"\xff\xfe\x00")
     refused("train", binary, says=(binary, "a recipe is a TOML file"))
     refused("train", written(tmp_path, "a = " + "[" * 9000), says=("r.toml", "nests too deeply"))
+    refused("train", written(tmp_path, "a = " + "9" * 5000), says=("r.toml", "not valid TOML"))
+    os.mkfifo(tmp_path / "pipe.toml")
+    refused("train", tmp_path / "pipe.toml", says=("pipe.toml", "no regular file"))
     binary.unlink()
     binary.mkdir()
     (binary / "text").touch()

@@ -28,6 +28,7 @@ from shenhong.errors import ModelError, RecipeError
 from shenhong.evaluate.settings import EvaluateSettings
 from shenhong.model.config import ModelConfig
 from shenhong.runs.files import beside
+from shenhong.runs.regular import read_regular
 from shenhong.stages.base import StepSettings
 from shenhong.stages.registry import step_of
 from shenhong.tokenizer import TokenizerSettings
@@ -253,7 +254,7 @@ def load(
 def read(path: Path, changes: list[str] | None = None) -> dict[str, Any]:
     """The tables of a recipe file, with the changes. Error: RecipeError, one line."""
     try:
-        tree = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        tree = tomllib.loads(read_regular(path).decode("utf-8-sig"))
     except FileNotFoundError:
         raise RecipeError(
             f"{path} does not exist; give a recipe file such as recipes/poet.toml"
@@ -262,7 +263,7 @@ def read(path: Path, changes: list[str] | None = None) -> dict[str, Any]:
         raise RecipeError(
             f"{path} cannot be read as text ({error}); a recipe is a TOML file"
         ) from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # a number of 5,000 digits is one too
         raise RecipeError(f"{path} is not valid TOML: {error}") from None
     except RecursionError:
         raise RecipeError(f"{path} nests too deeply; a recipe has sections and settings") from None

@@ -60,6 +60,16 @@ def test_a_link_is_of_the_kind_its_name_says(tmp_path):
     assert ("gone.txt", "that are links to nothing") in found(tmp_path, "snapshots").passed
 
 
+def test_pipes_and_devices_are_passed_over(tmp_path):
+    fill(tmp_path, "a.txt")
+    os.mkfifo(tmp_path / "b.txt")
+    (tmp_path / "c.txt").symlink_to("/dev/zero")
+    assert names(tmp_path, ".") == names(tmp_path, "*.txt") == ["a.txt"]
+    assert "2 .txt that are no files" in found(tmp_path, ".").summary()
+    with pytest.raises(DataError, match="no corpus file"):
+        found(tmp_path, "b.txt")
+
+
 def test_every_file_is_accounted_for(tmp_path):
     fill(
         tmp_path, "a.md", "b.html", "c.html", "d.pdf", "e.md.gz", ".hidden/f.md", "LICENSE", "g.rst"

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from shenhong.engine import Engine, EngineSettings, memory
+from shenhong.errors import ModelError
+from shenhong.model.cache import Pools
 from shenhong.model.counts import parameters
 from tests.model.random_configs import random_config, random_decoder
 
@@ -54,3 +56,9 @@ def test_the_cache_takes_a_share_of_what_the_weights_leave(monkeypatch: pytest.M
     monkeypatch.setattr(memory, "machine_bytes", lambda: 1 << 40)
     assert tokens(most_running=3)[0] == 3 * context  # more than running texts fill is of no use
     assert tokens(cache_bytes=10_000)[0] == 10_000 // tokens()[1]  # and what is said is done
+
+
+def test_a_cache_that_cannot_be_had_is_one_line() -> None:
+    """A context of 2^22 tokens is allowed, and its cache may be more than any machine has."""
+    with pytest.raises(ModelError, match=r"4,194,304 tokens needs [\d,.]+ GB .*lower max_pos"):
+        Pools([1 << 40], (1 << 22) // 16, 16, torch.float32, torch.device("cpu"))

@@ -1,7 +1,9 @@
 """The run folder: whole files, one writer, honest errors."""
 
+import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -157,3 +159,109 @@ def test_stages_add_up_their_time_and_freeze_measures_once(tmp_path):
         assert run.done("train")
         assert run.manifest["stages"]["train"]["outputs"] == {"x": 1}
         assert run.freeze("steps", lambda: 20) == 10
+
+
+@pytest.mark.parametrize(
+    "place", [".lock", "events.jsonl", "checkpoints", "steps", "steps/a/checkpoints", ".x.tmp"]
+)
+def test_no_link_inside_a_run_folder_is_followed(tmp_path, place):
+    """What it leads to is neither overwritten, cut nor swept; it is refused by name."""
+    path, outside = tmp_path / "run", tmp_path / "outside"
+    with Run(path, create=True) as run:
+        run.save()
+        run.event("stage")
+    outside.mkdir()
+    (outside / ".mine.tmp").write_text("half a line")
+    target = outside if place.endswith(("s", "tmp")) else outside / ".mine.tmp"
+    (path / place).parent.mkdir(parents=True, exist_ok=True)
+    (path / place).unlink(missing_ok=True)
+    (path / place).symlink_to(target)
+    with pytest.raises(RunError, match=rf"{re.escape(str(path / place))} is a link"):
+        Run(path)
+    assert (outside / ".mine.tmp").read_text() == "half a line"
+
+
+def test_a_file_with_a_second_name_elsewhere_is_not_written_to(tmp_path):
+    for name in (".lock", "events.jsonl"):
+        with Run(tmp_path / name, create=True) as run:
+            run.save()
+        (tmp_path / f"mine{name}").write_text("half a line")
+        (tmp_path / name / name).unlink(missing_ok=True)
+        os.link(tmp_path / f"mine{name}", tmp_path / name / name)
+        with pytest.raises(RunError, match=f"{name} .*second name"):
+            Run(tmp_path / name)
+        assert (tmp_path / f"mine{name}").read_text() == "half a line"
+
+
+def test_a_pipe_in_a_run_folder_hangs_nobody(tmp_path):
+    with Run(tmp_path / "run", create=True) as run:
+        run.save()
+    os.mkfifo(tmp_path / "run" / "events.jsonl")
+    assert read_events(tmp_path / "run") == []
+    with pytest.raises(RunError, match=r"events\.jsonl is no regular file"):
+        Run(tmp_path / "run")
+    (tmp_path / "run" / "manifest.json").unlink()
+    os.mkfifo(tmp_path / "run" / "manifest.json")
+    with pytest.raises(RunError, match="damaged"):
+        Run(tmp_path / "run", write=False)
+
+
+def test_links_that_come_while_a_run_goes_on_are_not_followed(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("mine")
+    with Run(tmp_path / "run", create=True) as run:
+        run.save()
+        (run.path / "events.jsonl").symlink_to(outside / "file")
+        with pytest.raises(RunError, match=r"events\.jsonl is a link"):
+            run.event("stage")
+        (run.path / f".manifest.json.{os.getpid()}.tmp").symlink_to(outside / "file")
+        run.save()  # under a file of its own
+        (run.path / "checkpoints").symlink_to(outside)
+        step = run.path / "checkpoints" / "step-000001"
+        with pytest.raises(RunError, match="checkpoints is a link"), atomic_folder(step):
+            pass
+        with pytest.raises(RunError, match="checkpoints is a link"):
+            atomic_write(run.path / "checkpoints" / "x", "text")
+    assert os.listdir(outside) == ["file"] and (outside / "file").read_text() == "mine"
+
+
+def test_a_run_folder_may_be_reached_through_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    with Run(tmp_path / "runs" / "a", create=True) as run:
+        run.save()
+        with atomic_folder(run.path / "checkpoints" / "step-000001") as folder:
+            (folder / "x").write_text("1")
+    with Run(tmp_path / "runs" / "a"):
+        assert (tmp_path / "disk" / "a" / "checkpoints" / "step-000001" / "x").exists()
+
+
+def test_a_lock_that_was_replaced_meanwhile_is_not_held_twice(tmp_path, monkeypatch):
+    """Whoever locks a file that no longer has the name would write beside the one who locks the new file."""
+    with Run(tmp_path / "run", create=True) as run:
+        run.save()
+    lock, real = tmp_path / "run" / ".lock", fcntl.flock
+
+    def replaced(descriptor, how):
+        real(descriptor, how)
+        lock.unlink()
+        lock.write_text("7")
+
+    monkeypatch.setattr(fcntl, "flock", replaced)
+    with pytest.raises(RunError, match="in use"):
+        Run(tmp_path / "run")
+
+
+def test_half_an_event_is_cut_however_long_it_is(tmp_path):
+    with Run(tmp_path / "run", create=True) as run:
+        run.save()
+        run.event("train", step=1)
+    file = tmp_path / "run" / "events.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole + b"x" * 200_000)
+    with Run(tmp_path / "run"):
+        assert file.read_bytes() == whole
+    file.write_bytes(b"x" * 200_000)
+    with Run(tmp_path / "run"):
+        assert file.read_bytes() == b""

@@ -152,6 +152,8 @@ def _fault(path: Path, name: str, kind: Format | None, tabular: bool) -> str:
         return "hidden"
     if not path.exists():
         return "that are links to nothing"
+    if not path.is_file():
+        return "that are no files"
     if not kind:
         return _OTHER
     if not path.stat().st_size:

@@ -24,6 +24,7 @@ from pydantic import ConfigDict
 from shenhong.corpus.settings import CorpusSettings
 from shenhong.domains.base import Domain
 from shenhong.errors import RecipeError
+from shenhong.runs.regular import read_regular
 
 _OTHERS = ("base", "registry")  # files of this folder that are no domain
 _PREFIX = "shenhong_own_"  # of the names of modules made from such files
@@ -67,9 +68,9 @@ def kind_of(run: Path) -> str | None:
     The manifest names it; in runs begun before manifests did, the recipe's one corpus does.
     """
     try:
-        named = json.loads((Path(run) / "manifest.json").read_bytes()).get("domain")
+        named = json.loads(read_regular(Path(run) / "manifest.json")).get("domain")
         if named is None:
-            recipe = tomllib.loads((Path(run) / "recipe.toml").read_text(encoding="utf-8"))
+            recipe = tomllib.loads(read_regular(Path(run) / "recipe.toml").decode("utf-8"))
             named = recipe["corpus"]["kind"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         named = None
@@ -110,7 +111,7 @@ def read(path: Path) -> Code:
                 f"{path} lies inside of {folder}, a run or a model folder: no code is run from there; copy it elsewhere"
             )
     try:
-        return Code(path, path.read_bytes())
+        return Code(path, read_regular(path))
     except OSError as error:
         raise RecipeError(
             f"{path} cannot be read ({error.strerror}); corpus.kind names a domain or a Python file of your own"

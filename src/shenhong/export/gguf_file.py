@@ -24,6 +24,7 @@ from torch import Tensor
 
 from shenhong.errors import ModelError
 from shenhong.runs.files import pointer
+from shenhong.runs.regular import open_regular
 
 Scalar = int | float | bool | str
 Metadata = dict[str, Scalar | list[Scalar]]
@@ -70,7 +71,7 @@ class GgufFile(NamedTuple):
         if info is None:
             raise ModelError(f"{self.path}: tensor {name} missing; download the file again")
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 file.seek(info.start)
                 raw = file.read(info.nbytes)
                 whole = len(raw) == info.nbytes and os.fstat(file.fileno()).st_size == self.size
@@ -96,7 +97,7 @@ def open_gguf(path: str | Path) -> GgufFile:
     """The header of a GGUF file, checked. Error: ModelError for whatever is not a whole one."""
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             metadata, tensors = _Header(file, size).read()
     except OSError as error:

@@ -11,11 +11,11 @@ unpickles or runs what it reads.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,6 +32,7 @@ from shenhong.model.hf_config import FP8, read_config, to_hf
 from shenhong.model.rope import half_split, interleaved
 from shenhong.numerics.formats import fp8
 from shenhong.runs.files import atomic_folder, pointer
+from shenhong.runs.regular import UnreadableError, read_inside
 from shenhong.tokenizer import Tokenizer
 from shenhong.tokenizer.tokenizer import ends_of, read_object
 
@@ -119,20 +120,33 @@ def save_model(
         values["quantization_config"] = FP8 | ({"modules_to_not_convert": whole} if whole else {})
     source = Path(tokenizer) if isinstance(tokenizer, str | Path) else None
     said = generation(config, source)
-    copied: list[Path] = []
+    copied: dict[str, bytes] = {}
     if source is not None:
         check_tokenizer(source, config.vocab_size)
-        copied = [source / name for name in TOKENIZER_FILES]
+        copied = tokenizer_files(source)
     with atomic_folder(folder) as new:
         (new / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         (new / GENERATION).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
         _write_tensors(decoder, new, dtype)
-        for path in copied:
-            if path.exists():
-                shutil.copyfile(path, new / path.name)
+        for name, content in copied.items():
+            (new / name).write_bytes(content)
         if isinstance(tokenizer, Tokenizer):
             tokenizer.save(new)
     return folder
+
+
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """The files of a model folder that go with its tokenizer, by name. Error: ModelError."""
+    found = {}
+    for name in TOKENIZER_FILES:
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                found[name] = read_inside(folder / name)
+            except UnreadableError as error:
+                raise ModelError(
+                    f"{folder / name} is not copied: {error}; put the file itself there"
+                ) from None
+    return found
 
 
 def generation(config: ModelConfig, folder: Path | None) -> dict[str, Any]:
@@ -337,13 +351,13 @@ def check_tokenizer(folder: Path, vocab_size: int) -> None:
     """
     path = folder / "tokenizer.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_inside(path))
         ids = list(values["model"]["vocab"].values())
         ids += [token["id"] for token in values.get("added_tokens", [])]
         size = max(ids) + 1
     except FileNotFoundError:
         raise ModelError(f"{path} is missing") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             pointer(path) or f"{path} is no tokenizer ({error}); copy the model folder again"
         ) from None

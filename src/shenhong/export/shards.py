@@ -18,6 +18,7 @@ from torch import Tensor
 
 from shenhong.errors import ModelError
 from shenhong.runs.files import pointer
+from shenhong.runs.regular import open_inside, read_inside
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MULTITOKEN = "mtp.safetensors"  # the multi-token layer beside either, where we wrote the folder
@@ -35,6 +36,7 @@ class Stored(NamedTuple):
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
+        open_inside(path).close()
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
@@ -91,10 +93,10 @@ def _trunk(folder: Path) -> list[Path]:
             )
         raise ModelError(f"{folder} has no {SINGLE}; give a finished model folder")
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = json.loads(read_inside(folder / INDEX))
         names = sorted(set(index["weight_map"].values()))
         safe = all(Path(name).name == name for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             pointer(folder / INDEX)
             or f"{folder / INDEX} is damaged ({error}); copy the folder again"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +16,10 @@ from shenhong.export.gguf_sampling import sampling_of
 from shenhong.export.gguf_tokenizer import gguf_tokenizer
 from shenhong.export.huggingface import (
     GENERATION,
-    TOKENIZER_FILES,
     check_model,
     generation,
     load_model,
+    tokenizer_files,
 )
 from shenhong.model import Decoder, ModelConfig
 from shenhong.model.hf_config import read_config
@@ -62,9 +61,8 @@ class Source(NamedTuple):
         if is_gguf(self.path):
             self.tokenizer.save(folder)
         else:
-            for name in TOKENIZER_FILES:
-                if (self.path / name).exists():
-                    shutil.copyfile(self.path / name, folder / name)
+            for name, content in tokenizer_files(self.path).items():
+                (folder / name).write_bytes(content)
         said = json.dumps(self.generation(self.config), indent=2) + "\n"
         (folder / GENERATION).write_text(said, encoding="utf-8")
 

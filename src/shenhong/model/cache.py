@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shenhong.errors import ModelError
 from shenhong.numerics.cpu.decode import Batch
 
 # Kernels read whole vectors, so a little past the last row.
@@ -33,7 +34,13 @@ class Pools:
         self.layers: list[Tensor] = []
         for row in rows:
             size = pages * page * row
-            flat = torch.empty(size + SLACK, dtype=dtype, device=device)
+            try:
+                flat = torch.empty(size + SLACK, dtype=dtype, device=device)
+            except RuntimeError:  # torch's word for memory that cannot be had
+                raise ModelError(
+                    f"a cache of {pages * page:,} tokens needs {size * dtype.itemsize / 1e9:,.1f} GB in each layer, which "
+                    "cannot be had here; lower max_position_embeddings in the model's config.json"
+                ) from None
             self.layers.append(flat[:size].view(pages, page, row))
 
     @property

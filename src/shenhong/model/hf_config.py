@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from shenhong.errors import ModelError
 from shenhong.model.config import LinearRope, Llama3Rope, ModelConfig, RopeScaling, Yarn, check_type
 from shenhong.runs.files import pointer
+from shenhong.runs.regular import read_inside
 
 log = logging.getLogger("shenhong.model")
 
@@ -257,10 +258,10 @@ def read_config(path: str | Path) -> ModelConfig:
     """The shape that a config.json describes. Error: ModelError, one line."""
     path = Path(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_inside(path))
     except FileNotFoundError:
         raise ModelError(f"{path} is missing; give a finished model folder") from None
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             pointer(path) or f"{path} is not JSON ({error}); copy the model folder again"
         ) from None

@@ -2,4 +2,5 @@
 
 run.Run        an open run folder          files    written whole or not at all
 events         what happened, line by line memory   what a process held
+regular        files of others, and no links
 """

@@ -12,12 +12,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from shenhong.errors import RunError
+from shenhong.runs.regular import open_own, open_regular, refuse_link
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write ``data`` to ``path`` whole or not at all."""
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    with atomic_file(path) as temporary, open(open_own(temporary, os.O_WRONLY), "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
 
 
 @contextlib.contextmanager
@@ -27,6 +28,9 @@ def atomic_file(final: Path) -> Iterator[Path]:
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+        refuse_link(final.parent)
+        temporary.unlink(missing_ok=True)
+        os.close(open_own(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         yield temporary
         sync(temporary)
         os.replace(temporary, final)
@@ -55,6 +59,7 @@ def sync(path: Path) -> None:
 def atomic_folder(final: Path) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes ``final`` if the block ends well, and vanishes if not."""
     temporary = final.with_name(f".{final.name}.tmp")
+    refuse_link(final)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -95,7 +100,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 
 def pointer(path: Path) -> str | None:
     """What to say of a file of which only the name came: a clone without git-lfs has a few lines of text in its place."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(OSError), open_regular(path) as file:
         if file.read(len(_POINTER)) == _POINTER:
             return f"{path} is a pointer of git-lfs, not the file itself; 'git lfs pull' in its folder fetches it"
     return None
@@ -103,5 +108,5 @@ def pointer(path: Path) -> str | None:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -26,8 +26,10 @@ from typing import Any
 
 from shenhong import __version__
 from shenhong.errors import RunError
+from shenhong.runs.events import end_of_lines
 from shenhong.runs.files import atomic_write
 from shenhong.runs.memory import peak_bytes
+from shenhong.runs.regular import open_own, read_regular, refuse_links
 
 FORMAT = 1  # of the manifest; another number is another layout, and is refused
 # The stages of runs that were begun before their manifests named them.
@@ -77,6 +79,8 @@ class Run:
             "stages": {},
         }
         try:
+            if write:
+                refuse_links(self.path)
             if manifest.exists():
                 self.manifest = self._read(manifest)
             if write:
@@ -87,14 +91,18 @@ class Run:
             raise
 
     def _acquire(self) -> int:
+        name = self.path / ".lock"
         try:
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            lock = open_own(name, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise RunError(
-                f"cannot write {self.path / '.lock'}: {error.strerror}; choose another --run folder"
+                f"cannot write {name}: {error.strerror}; choose another --run folder"
             ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The name may lead to another file by now, which another process may lock.
+            if not os.path.samestat(os.fstat(lock), os.stat(name, follow_symlinks=False)):
+                raise OSError
         except OSError:
             owner = os.pread(lock, 32, 0).decode(errors="replace").strip()
             os.close(lock)
@@ -108,11 +116,11 @@ class Run:
 
     def _read(self, manifest: Path) -> dict[str, Any]:
         try:
-            content = json.loads(manifest.read_bytes())
+            content = json.loads(read_regular(manifest))
             found = content["format"]
             for stage in content["stages"].values():
                 stage["state"]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RunError(
                 f"{manifest} is damaged ({type(error).__name__}); restore it or choose another --run folder"
             ) from error
@@ -137,8 +145,10 @@ class Run:
     def _mend_events(self) -> None:
         """A kill inside an append leaves half a line; cut it, so that every line parses."""
         path = self.path / "events.jsonl"
-        if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
-            os.truncate(path, data.rfind(b"\n") + 1)
+        if not path.exists():
+            return
+        with os.fdopen(open_own(path, os.O_RDWR), "r+b") as file:
+            file.truncate(end_of_lines(file))
 
     def __enter__(self) -> Run:
         return self
@@ -168,7 +178,8 @@ class Run:
             {"time": round(time.time(), 3), "kind": kind, **fields}, ensure_ascii=False
         )
         try:
-            with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
+            to = open_own(self.path / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            with os.fdopen(to, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
             raise RunError(

@@ -15,6 +15,7 @@ from shenhong.engine import Sampling
 from shenhong.export import open_gguf
 from shenhong.export.gguf_sampling import sampling_of
 from shenhong.models import is_gguf
+from shenhong.runs.regular import read_inside
 from shenhong.serve.http.fields import SamplingFields
 
 log = logging.getLogger("shenhong")
@@ -26,7 +27,7 @@ def defaults_of(model: Path) -> Sampling:
     """Of a folder or a GGUF file. A file that cannot be honoured is one warning, and is not used."""
     path = model if is_gguf(model) else model / "generation_config.json"
     try:
-        found = sampling_of(open_gguf(path)) if is_gguf(path) else json.loads(path.read_bytes())
+        found = sampling_of(open_gguf(path)) if is_gguf(path) else json.loads(read_inside(path))
         if not isinstance(found, dict):
             raise ValueError("it is no JSON object")
         given = {name: found[name] for name in NAMES if found.get(name) is not None}

@@ -21,6 +21,7 @@ from shenhong.domains.registry import Code
 from shenhong.errors import RecipeError
 from shenhong.recipe import Recipe, load, read, resolve
 from shenhong.runs.files import beside
+from shenhong.runs.regular import read_regular
 from shenhong.runs.run import Run
 
 Take = Callable[[Path], object]  # runs a file, or refuses to
@@ -112,7 +113,7 @@ def _check(code: Code, file: Path, run: Path) -> None:
 
 def _manifest(run: Path) -> dict[str, Any]:
     try:
-        found = json.loads((run / "manifest.json").read_bytes()).get("code")
+        found = json.loads(read_regular(run / "manifest.json")).get("code")
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

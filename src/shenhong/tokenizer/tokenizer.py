@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import itertools
 import json
 import math
@@ -33,6 +34,7 @@ from tokenizers import Tokenizer as _Backend
 
 from shenhong.errors import DataError, ModelError, RequestError
 from shenhong.runs.files import pointer
+from shenhong.runs.regular import read_inside
 from shenhong.tokenizer.normalise import IDEOGRAPH, normalise
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
@@ -216,7 +218,7 @@ class Tokenizer:
         folder = Path(folder)
         path, remedy = folder / "tokenizer.json", _remedy(folder)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_inside(path).decode("utf-8")
         except FileNotFoundError:
             raise ModelError(f"no tokenizer at {path}; {remedy}") from None
         except (OSError, UnicodeDecodeError) as error:
@@ -523,7 +525,7 @@ def whole(what: str, remedy: str) -> Iterator[None]:
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object, empty where the file is not there. Error: ModelError."""
     with whole(str(path), _remedy(path.parent)):
-        values = json.loads(path.read_bytes()) if path.exists() else {}
+        values = json.loads(read_inside(path)) if path.exists() else {}
         if not isinstance(values, dict):
             raise ValueError("it is no JSON object")
     return values
@@ -577,7 +579,8 @@ def ends_of(folder: Path) -> tuple[int, ...]:
     """The tokens that end an answer: of generation_config.json, or where there is none of config.json. Error: ModelError."""
     own = folder / "generation_config.json"
     said = read_object(own if own.exists() else folder / "config.json").get("eos_token_id")
-    return tuple(i for i in (said if isinstance(said, list) else [said]) if type(i) is int)
+    said = said if isinstance(said, list) else [said]
+    return tuple(i for i in said if type(i) is int and abs(i) < 1 << 31)
 
 
 def _template(folder: Path, config: dict[str, Any]) -> str | None:
@@ -593,9 +596,9 @@ def _template(folder: Path, config: dict[str, Any]) -> str | None:
     named: dict[str, Any] = dict(given) if isinstance(given, dict) else {"default": given}
     with whole(str(folder / "chat_template.jinja"), _remedy(folder)):
         for path in (folder / "additional_chat_templates").glob("*.jinja"):
-            named[path.stem] = path.read_text(encoding="utf-8")
+            named[path.stem] = _written(path, folder)
         if (path := folder / "chat_template.jinja").exists():
-            named["default"] = path.read_text(encoding="utf-8")
+            named["default"] = _written(path, folder)
     named = {str(name): text for name, text in named.items() if isinstance(text, str)}
     if not named:
         return None
@@ -607,6 +610,11 @@ def _template(folder: Path, config: dict[str, Any]) -> str | None:
     # Each begins on a line of its own and ends as a file of its own, so that jinja trims white space there as it would.
     tools, default = (text.removesuffix("\n") for text in (named["tool_use"], named["default"]))
     return "{% if tools %}\n" + tools + "{%+ else %}\n" + default + "{%+ endif %}"
+
+
+def _written(path: Path, folder: Path) -> str:
+    """A file of text, every line of which ends in a line feed, as in transformers."""
+    return io.TextIOWrapper(io.BytesIO(read_inside(path, folder)), encoding="utf-8").read()
 
 
 def _closes(raw: bytes) -> bool:
