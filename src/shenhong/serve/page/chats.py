@@ -74,15 +74,14 @@ async def bootstrap(request: Request) -> Any:
 
 @router.post("/login")
 async def login(request: Request, body: Login) -> Response:
-    keys = hub_of(request).keys
-    response = Response(status_code=204)
-    if keys:
+    hub, response = hub_of(request), Response(status_code=204)
+    if hub.keys:
         response.set_cookie(
             guard.COOKIE,
-            keys.login(body.key, request.client.host if request.client else ""),
+            await hub.keys.login(body.key, guard.address_of(request.scope)),
             httponly=True,
             samesite="strict",
-            secure=request.url.scheme == "https",
+            secure=hub.settings.behind_proxy,
             max_age=90 * 24 * 3600,
         )
     return response
