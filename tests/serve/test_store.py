@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,27 @@ def test_an_unusable_place_is_one_line(tmp_path: Path) -> None:
     for path in (tmp_path / "file" / "chats.db", tmp_path):
         with pytest.raises(ServeError, match="--data"):
             Store(path)
+
+
+def test_chats_are_their_owner_s_alone_in_any_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    path = tmp_path / "chats.db"
+    old = os.umask(0o022)
+    try:
+        with sqlite3.connect(path) as before:  # as it may lie there since long
+            before.execute("PRAGMA journal_mode = WAL")
+            before.execute("CREATE TABLE kept (x)")
+            store = Store(path)
+            assert len(list(tmp_path.iterdir())) >= 4
+            for file in tmp_path.iterdir():
+                assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+            store.close()
+    finally:
+        os.umask(old)
+    path = tmp_path / "pipe.db"
+    os.mkfifo(path)
+    with pytest.raises(ServeError, match="no regular file"):
+        Store(path)
 
 
 def test_one_server_at_a_time(tmp_path: Path) -> None:

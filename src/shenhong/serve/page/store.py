@@ -7,10 +7,12 @@ is in the file before it is sent to anyone, so what a reader has seen is never l
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import sqlite3
+import stat
 import sys
 import time
 import uuid
@@ -75,13 +77,9 @@ class Store:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = os.open(
-                path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600
-            )
+            self._lock = _private(path.with_name(f".{path.name}.lock"))
         except OSError as error:
-            raise ServeError(
-                f"cannot write in {path.parent}: {error.strerror}; choose another folder with --data"
-            ) from None
+            raise self._unusable(error) from None
         try:
             # Two servers would end each other's jobs; the kernel releases this even after a kill.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,7 +97,18 @@ class Store:
             self._set_aside(" ".join(str(error).split())[:100])
             self.db = self._open()
 
+    def _unusable(self, error: OSError) -> ServeError:
+        return ServeError(
+            f"cannot write in {self.path.parent}: {error.strerror}; choose another folder with --data"
+        )
+
     def _open(self) -> sqlite3.Connection:
+        try:  # SQLite gives the files beside it the rights of the file itself
+            for part in _parts(self.path):
+                if part == self.path or part.exists():
+                    os.close(_private(part))
+        except OSError as error:
+            raise self._unusable(error) from None
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         try:
             db.row_factory = sqlite3.Row
@@ -131,10 +140,9 @@ class Store:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}-{new_id()[:6]}")
         try:
-            for end in ("", "-wal", "-shm"):
-                part = self.path.with_name(self.path.name + end)
+            for part, kept in zip(_parts(self.path), _parts(aside), strict=True):
                 if part.exists():
-                    part.rename(aside.with_name(aside.name + end))
+                    part.rename(kept)
         except OSError as reason:
             raise ServeError(
                 f"{self.path} is damaged ({error}) and cannot be moved: {reason.strerror}"
@@ -394,6 +402,24 @@ class Store:
 
     def _writing(self) -> _Transaction:
         return _Transaction(self.db)
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files of a database."""
+    return [path.with_name(path.name + end) for end in ("", "-wal", "-shm")]
+
+
+def _private(path: Path) -> int:
+    """A file, made if it is not there, that from now on its owner alone may read. Error: OSError."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, f"{path.name} is no regular file")
+        os.fchmod(file, 0o600)
+    except OSError:
+        os.close(file)
+        raise
+    return file
 
 
 class _Transaction:
