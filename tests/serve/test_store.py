@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from shenhong.errors import ServeError
+from shenhong.serve.page.search import search
 from shenhong.serve.page.store import Store, new_id
 
 
@@ -69,7 +70,10 @@ def test_any_damage_is_set_aside_with_one_line(
         store = Store(folder / "chats.db")
         store.recover()
         made = store.create_chat("me", "new")
-        assert store.whole_chat("me", made["id"]) and store.chats("me", "光", 200, None) is not None
+        assert (
+            store.whole_chat("me", made["id"])
+            and search(store.path, "me", "光", 200, None) is not None
+        )
         assert store.changes("me", 0)
         store.close()
         said = capfd.readouterr().err
@@ -87,7 +91,7 @@ def test_a_foreign_database_is_set_aside_too(tmp_path: Path) -> None:
     with sqlite3.connect(path) as other:
         other.execute("CREATE TABLE chat (something TEXT)")
     store = Store(path)
-    assert store.chats("me", "", 10, None) == []
+    assert store.chats("me", 10, None) == []
     store.close()
     assert any("damaged" in p.name for p in tmp_path.iterdir())
 
@@ -162,15 +166,15 @@ def test_jobs_cut_short_keep_what_was_told(tmp_path: Path) -> None:
 
 def test_search_takes_its_text_literally_and_keeps_owners_apart(tmp_path: Path) -> None:
     store = filled(tmp_path / "chats.db", 3)
-    assert len(store.chats("me", "明月", 10, None)) == 3
-    assert store.chats("me", "明月", 10, None)[0]["snippet"].startswith("床前明月")
-    assert len(store.chats("me", "100%", 10, None)) == 3
+    assert len(search(store.path, "me", "明月", 10, None)) == 3
+    assert search(store.path, "me", "明月", 10, None)[0]["snippet"].startswith("床前明月")
+    assert len(search(store.path, "me", "100%", 10, None)) == 3
     for nothing in ("100_", "%光%", "a%b", "'; DROP TABLE chat; --"):
-        assert store.chats("me", nothing, 10, None) == []
-    assert store.chats("you", "", 10, None) == []
-    first, *_ = store.chats("me", "", 10, None)
+        assert search(store.path, "me", nothing, 10, None) == []
+    assert store.chats("you", 10, None) == []
+    first, *_ = store.chats("me", 10, None)
     assert store.whole_chat("you", first["id"]) is None and not store.delete_chat(
         "you", first["id"]
     )
-    older = store.chats("me", "", 10, first["updated"])
+    older = store.chats("me", 10, first["updated"])
     assert len(older) == 2
