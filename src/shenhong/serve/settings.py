@@ -38,7 +38,7 @@ class Limits:
     max_chats: int = setting(10_000, "most chats kept for one key")
     max_chat_bytes: int = setting(2**25, "largest chat")
     max_kept_bytes: int = setting(2**30, "most bytes of all chats kept for one key")
-    max_reading_bytes: int = setting(2**25, "most bytes of chats being sent to one key at once")
+    max_reading_bytes: int = setting(2**26, "most bytes of chats being sent to one key at once")
     max_streams: int = setting(64, "most event streams of the page to one key at once")
     template_seconds: float = setting(2.0, "longest time a chat template may take")
     slow_head_seconds: float = setting(10.0, "longest time the head of a request may take to come")
