@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,29 @@ def test_a_hostile_template_costs_only_its_caller(kind: str, tiny: Tiny, tmp_pat
     assert "\n" not in str(result)
     assert fine[0] == Tokenizer.load(folder).encode_prompt("长城")
     assert not waited
+
+
+def test_a_rendering_may_hold_few_files_open(tiny: Tiny, tmp_path: Path) -> None:
+    source = "{% if messages[0]['content'] == 'boom' %}" + LOOP + "{% endif %}" + CHAT_TEMPLATE
+    folder = with_template(tiny.run / "model", tmp_path / "model", source)
+
+    async def limits(template: Template) -> str:
+        boom = asyncio.create_task(template.prompt([{"role": "user", "content": "boom"}]))
+        proc, pid = Path("/proc"), template._process.pid
+        while not (child := (proc / f"{pid}/task/{pid}/children").read_text().strip()):
+            await asyncio.sleep(0.01)
+        while "Max cpu time              unlimited" in (
+            found := (proc / child / "limits").read_text()
+        ):
+            await asyncio.sleep(0.01)
+        os.kill(int(child), signal.SIGKILL)
+        await asyncio.gather(boom, return_exceptions=True)
+        return found
+
+    with Template(folder, Tokenizer.load(folder), 30.0) as template:
+        found = asyncio.run(limits(template))
+    (files,) = (line for line in found.splitlines() if line.startswith("Max open files"))
+    assert files.split()[3:5] == ["16", "16"]
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ 'x' ", "{% include 'x' %}"[:8]])

@@ -61,6 +61,26 @@ def test_forced_text_is_written_in_the_tokens_of_text_that_goes_on(kind):
         assert [backend.id_to_token(id) for id in found] == ids
 
 
+MARKS = "".join(map(chr, range(32, 127)))
+ODD = [MARKS, *MARKS, "\n\t", "\\x41", "(?i)a", "长城", "aa", "ab", ""]
+
+
+@pytest.mark.parametrize("choices", [ODD, [f"{n:020}" for n in range(10_000)], ["x" * 100_000]])
+def test_any_text_may_be_a_choice_and_as_many_as_anyone_needs(choices):
+    tokenizer = opened(byte_level())
+    grammars = Grammars(tokenizer, token_bytes(tokenizer, tokenizer.vocab_size))
+    matcher = grammars.matcher(Constraint("choice", json.dumps(choices)))
+
+    def takes(text):
+        at = matcher.copy()
+        for id in tokenizer.encode_inside(text):
+            at.wrote(id)
+        return at.error is None and at.matcher.is_accepting()
+
+    assert all(map(takes, choices[-200:]))
+    assert not any(map(takes, ("no such", "AA", choices[-1] + "~~")))
+
+
 def test_text_that_the_tokenizer_would_change_is_written_as_it_is():
     backend = byte_level()
     backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Strip()])

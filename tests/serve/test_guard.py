@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import pytest
 from fastapi.routing import APIRoute
 
 from shenhong.errors import ServeError
+from shenhong.serve.http import guesses
 from shenhong.serve.http.faults import Fault
 from shenhong.serve.http.guard import Keys, read_keys
+from shenhong.serve.http.guesses import Guesses
+from shenhong.serve.http.proxy import forwarded
 from shenhong.serve.server import listen
 from shenhong.serve.settings import Settings
 from tests.conftest import Tiny
@@ -50,7 +54,8 @@ def addresses(server: Running) -> list[tuple[str, str]]:
     return sorted(set(found))
 
 
-def test_every_route_is_behind_the_key(locked: Running) -> None:
+def test_every_route_is_behind_the_key(locked: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guesses, "PER_MINUTE", 10**6)
     routes = addresses(locked)
     paths = {path for _, path in routes}
     assert {
@@ -105,25 +110,116 @@ def test_both_keys_open_and_each_has_its_own_chats(locked: Running) -> None:
     assert locked.http.get(f"/api/chats/{mine}").json()["title"] == "mine"
 
 
-def test_many_wrong_keys_must_wait(tiny: Tiny, tmp_path: Path) -> None:
-    with running(tiny.run, tmp_path, keys=(KEY,)) as server:
-        codes = [
-            server.http.post("/api/login", json={"key": f"guess {n}"}).status_code
-            for n in range(25)
-        ]
-    assert codes == [401] * 20 + [429] * 5
+class Time:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now, self.slept = 0.0, list[float]()
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
 
 
-def test_wrong_keys_lock_out_their_own_address_alone() -> None:
+@pytest.fixture
+def time(locked: Running, monkeypatch: pytest.MonkeyPatch) -> Time:
+    """Of the server that is locked, which has seen no key yet."""
+    time = Time()
+    monkeypatch.setattr(locked.hub.keys, "guesses", Guesses(lambda: time.now, time.sleep))
+    return time
+
+
+@pytest.mark.parametrize("way", ["page", "bearer"])
+def test_after_many_wrong_keys_each_waits_and_the_right_one_opens(
+    locked: Running, time: Time, way: str
+) -> None:
+    with httpx.Client(base_url=locked.url) as stranger:
+
+        def tried(key: str) -> int:
+            if way == "page":
+                return stranger.post("/api/login", json={"key": key}).status_code
+            head = {"Authorization": f"Bearer {key}"}
+            return stranger.get("/api/chats", headers=head).status_code
+
+        def guessed(number: int) -> tuple[int, float]:
+            before = len(time.slept)
+            return tried(f"guess {number}"), sum(time.slept[before:])
+
+        assert [guessed(n) for n in range(22)] == [(401, 0)] * 20 + [(401, 3)] * 2
+        opened = 204 if way == "page" else 200
+        assert tried(OTHER) == opened and time.slept[-1] == 3  # as long as a wrong one
+        before = len(time.slept)
+        assert guessed(23)[0] == 401 and tried(OTHER) == opened  # and now it is known here
+        assert len(time.slept) == before + 1
+
+
+def test_who_would_wait_long_is_refused_and_other_addresses_go_free() -> None:
+    now, slept = [0.0], list[float]()
+
+    async def sleep(seconds: float) -> None:  # everyone at once: no time goes by
+        slept.append(seconds)
+
     keys = Keys([KEY])
-    for _ in range(20):
+    keys.guesses = Guesses(lambda: now[0], sleep)
+
+    def login(key: str, address: str) -> Any:
         with pytest.raises(Fault) as refused:
-            keys.login("guess", "10.0.0.1")
-        assert refused.value.status == 401
-    with pytest.raises(Fault) as refused:
-        keys.login(KEY, "10.0.0.1")
-    assert (refused.value.status, refused.value.code) == (429, "too_many_logins")
-    assert keys.login(KEY, "10.0.0.2")
+            asyncio.run(keys.login(key, address))
+        return refused.value
+
+    for _ in range(30):
+        assert login("guess", "2001:db8::1").status == 401
+    assert slept == [3.0 * n for n in range(1, 11)]
+    for neighbour in ("2001:db8::1", "2001:db8::ffff"):
+        refused = login(KEY, neighbour)
+        assert (refused.status, refused.code) == (429, "too_many_logins")
+        assert refused.retry_after == pytest.approx(3)
+    assert asyncio.run(keys.login(KEY, "2001:db8:0:1::1")) and len(slept) == 10
+    now[0] += 60
+    assert asyncio.run(keys.login(KEY, "2001:db8::1"))
+
+
+def test_so_many_addresses_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guesses, "MOST_PLACES", 8)
+    counted = Guesses()
+    for number in range(50):
+        asyncio.run(counted.count("me", f"10.0.0.{number}"))
+        asyncio.run(counted.count(None, f"10.0.0.{number}"))
+    assert len(counted._left) == len(counted._proven) == 8
+
+
+def test_behind_a_proxy_its_word_is_taken_and_the_cookie_is_secure(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    said = {"X-Forwarded-For": "8.8.8.8, 9.9.9.9", "X-Forwarded-Proto": "https"}
+    for behind in (False, True):
+        with running(tiny.run, tmp_path, keys=(KEY,), behind_proxy=behind) as server:
+            origin = server.url.replace("http:", "https:")
+            for headers, status in (
+                (said | {"Origin": origin}, 204 if behind else 403),
+                (said | {"Origin": server.url}, 403 if behind else 204),
+                (said, 204),
+            ):
+                reply = server.http.post("/api/login", json={"key": KEY}, headers=headers)
+                assert reply.status_code == status, (behind, headers)
+            assert ("secure" in reply.headers["set-cookie"].lower()) is behind
+            places = {place for _, place in server.hub.keys.guesses._proven}
+            assert places == ({"9.9.9.9"} if behind else {"127.0.0.1"})
+
+
+def test_only_a_peer_near_by_is_a_proxy() -> None:
+    def seen(peer: str, **headers: str) -> Any:
+        pairs = [(f"x-forwarded-{k}".encode(), v.encode()) for k, v in headers.items()]
+        scope = {"type": "http", "scheme": "http", "client": (peer, 1), "headers": pairs}
+        found = forwarded(scope)
+        return found["scheme"], found["client"][0]
+
+    given = {"for": "1.1.1.1", "proto": "https"}
+    assert seen("8.8.8.8", **given) == ("http", "8.8.8.8")
+    assert seen("10.1.2.3", **given) == ("https", "1.1.1.1")
+    assert seen("::1", **{"for": "2.2.2.2,1.1.1.1", "proto": "https, http"}) == ("http", "1.1.1.1")
+    assert seen("::1") == ("https", "::1")
+    assert seen("::1", **{"for": "unknown", "proto": "gopher"}) == ("https", "::1")
 
 
 @pytest.mark.parametrize(
@@ -133,12 +229,39 @@ def test_wrong_keys_lock_out_their_own_address_alone() -> None:
         ({"Host": "localhost:99"}, 200), ({"Host": "[::1]"}, 200), ({"Host": "192.168.1.5"}, 403),
         ({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403),
         ({"Origin": "http://127.0.0.1:1"}, 403), ({"Origin": "HERE"}, 200),
+        ({"Origin": "http://[::1"}, 403), ({"Origin": "http://[::1]]:1"}, 403), ({"Origin": ""}, 403),
+        ({"Origin": "httpsHERE"}, 403), ({"Origin": "ftp://AT"}, 403), ({"Origin": "//AT"}, 403), ({"Origin": "AT"}, 403),
+        ({"Origin": "http://me@AT"}, 403), ({"Origin": "http://AT/"}, 403), ({"Origin": "http://AT#"}, 403),
+        ({"Origin": "http://localhost", "Host": "localhost:80"}, 200),
+        ({"Host": "[::1"}, 403), ({"Host": "me@localhost"}, 403), ({"Host": "localhost/x"}, 403),
+        ({"Host": "localhost:"}, 403), ({"Host": "localhost:x"}, 403), ({"Host": "[localhost]"}, 403),
+        ({"Host": "[v1.x]"}, 403), ({"Host": ""}, 403), ({"Host": "::1"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403), ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "anything"}, 403), ({"Sec-Fetch-Site": "same-origin, cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 200), ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Sec-Fetch-Site": "cross-site", "Authorization": "Bearer x"}, 403),
     ],
 )  # fmt: skip
 def test_host_and_origin(served: Running, headers: dict[str, str], status: int) -> None:
-    headers = {name: value.replace("HERE", served.url) for name, value in headers.items()}
+    at = served.url.removeprefix("http://")
+    for name, value in headers.items():
+        value = value.replace("httpsHERE", f"https://{at}").replace("HERE", served.url)
+        headers = headers | {name: value.replace("AT", at)}
     assert served.http.get("/health", headers=headers).status_code == status
     assert served.http.post("/api/chats", headers=headers, json={}).status_code == status
+
+
+def test_a_link_elsewhere_opens_the_page_and_a_program_with_a_key_asks_from_anywhere(
+    served: Running, locked: Running
+) -> None:
+    elsewhere = {"Sec-Fetch-Site": "cross-site"}
+    assert served.http.get("/", headers=elsewhere).status_code == 200
+    assert locked.http.get("/api/chats", headers=elsewhere).status_code == 200
+    login = locked.http.post("/api/login", json={"key": KEY})
+    cookie = {"Cookie": login.headers["set-cookie"].split(";")[0]}
+    with httpx.Client(base_url=locked.url, headers=cookie) as page:
+        assert page.get("/api/chats").status_code == 200
+        assert page.get("/api/chats", headers={"Sec-Fetch-Site": "same-site"}).status_code == 403
 
 
 @pytest.mark.parametrize(

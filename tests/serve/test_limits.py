@@ -134,6 +134,20 @@ def test_schemas_are_bounded(served: Running, monkeypatch: pytest.MonkeyPatch) -
         assert (error["code"], error["param"]) == (code, "response_format")
 
 
+def test_as_many_choices_as_the_description_says_are_taken(served: Running) -> None:
+    schema = served.app.openapi()["components"]["schemas"]["StructuredOutputs"]["properties"]
+    (most,) = (
+        form["maxItems"] for form in schema["choice"]["anyOf"] if form.get("type") == "array"
+    )
+    choices = [f"{number:020}" for number in range(most + 1)]
+    reply = served.chat(structured_outputs={"choice": choices[:-1]}, max_tokens=30)
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["choices"][0]["message"]["content"] in choices
+    assert served.chat(structured_outputs={"choice": choices}).status_code == 400
+    long = served.chat(structured_outputs={"choice": ["x" * 600_000]}).json()["error"]
+    assert (long["code"], long["param"]) == ("schema_size", "structured_outputs")
+
+
 def test_multiples_that_people_write_fit() -> None:
     for steps in ([0.01, 1000, 5], [1e-9], [1_000_000], [60, 24, 7, 365], [], [True, "x", -3, 0]):
         assert multiples_fit([{"multipleOf": step} for step in steps]), steps

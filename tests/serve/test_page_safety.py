@@ -6,6 +6,9 @@ import gzip
 import json
 import shutil
 import subprocess
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +261,26 @@ def test_the_build_is_small_and_without_inline_parts() -> None:
 def test_the_committed_build_is_a_fresh_one() -> None:
     done = subprocess.run([WEBUI / "check.sh"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_page_of_another_site_gets_no_answer_that_it_could_time(
+    served: Running, chromium: Any, tmp_path: Path
+) -> None:
+    """Scripts may not read such answers, but chats must not even be looked for."""
+    served.http.post("/api/chats", json={"title": "mine"})
+    (tmp_path / "index.html").write_text("<!doctype html><p>elsewhere")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        page = chromium.new_page()
+        for host in ("127.0.0.1", "localhost"):  # the same site at another port, and another site
+            page.goto(f"http://{host}:{other.server_address[1]}/")
+            counted = served.hub.counts.copy()
+            page.evaluate(
+                "url => fetch(url, {mode: 'no-cors'}).catch(() => null)",
+                f"{served.url}/api/chats?search=mine",
+            )
+            new = served.hub.counts - counted
+            assert new == {("responses", "403"): 1}, host
+        page.close()
+        other.shutdown()

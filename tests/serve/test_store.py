@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shenhong.errors import ServeError
+from shenhong.serve.page.search import search
 from shenhong.serve.page.store import Store, new_id
 
 
@@ -67,7 +70,10 @@ def test_any_damage_is_set_aside_with_one_line(
         store = Store(folder / "chats.db")
         store.recover()
         made = store.create_chat("me", "new")
-        assert store.whole_chat("me", made["id"]) and store.chats("me", "光", 200, None) is not None
+        assert (
+            store.whole_chat("me", made["id"])
+            and search(store.path, "me", "光", 200, None) is not None
+        )
         assert store.changes("me", 0)
         store.close()
         said = capfd.readouterr().err
@@ -85,7 +91,7 @@ def test_a_foreign_database_is_set_aside_too(tmp_path: Path) -> None:
     with sqlite3.connect(path) as other:
         other.execute("CREATE TABLE chat (something TEXT)")
     store = Store(path)
-    assert store.chats("me", "", 10, None) == []
+    assert store.chats("me", 10, None) == []
     store.close()
     assert any("damaged" in p.name for p in tmp_path.iterdir())
 
@@ -105,6 +111,27 @@ def test_an_unusable_place_is_one_line(tmp_path: Path) -> None:
     for path in (tmp_path / "file" / "chats.db", tmp_path):
         with pytest.raises(ServeError, match="--data"):
             Store(path)
+
+
+def test_chats_are_their_owner_s_alone_in_any_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    path = tmp_path / "chats.db"
+    old = os.umask(0o022)
+    try:
+        with sqlite3.connect(path) as before:  # as it may lie there since long
+            before.execute("PRAGMA journal_mode = WAL")
+            before.execute("CREATE TABLE kept (x)")
+            store = Store(path)
+            assert len(list(tmp_path.iterdir())) >= 4
+            for file in tmp_path.iterdir():
+                assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+            store.close()
+    finally:
+        os.umask(old)
+    path = tmp_path / "pipe.db"
+    os.mkfifo(path)
+    with pytest.raises(ServeError, match="no regular file"):
+        Store(path)
 
 
 def test_one_server_at_a_time(tmp_path: Path) -> None:
@@ -139,15 +166,15 @@ def test_jobs_cut_short_keep_what_was_told(tmp_path: Path) -> None:
 
 def test_search_takes_its_text_literally_and_keeps_owners_apart(tmp_path: Path) -> None:
     store = filled(tmp_path / "chats.db", 3)
-    assert len(store.chats("me", "明月", 10, None)) == 3
-    assert store.chats("me", "明月", 10, None)[0]["snippet"].startswith("床前明月")
-    assert len(store.chats("me", "100%", 10, None)) == 3
+    assert len(search(store.path, "me", "明月", 10, None)) == 3
+    assert search(store.path, "me", "明月", 10, None)[0]["snippet"].startswith("床前明月")
+    assert len(search(store.path, "me", "100%", 10, None)) == 3
     for nothing in ("100_", "%光%", "a%b", "'; DROP TABLE chat; --"):
-        assert store.chats("me", nothing, 10, None) == []
-    assert store.chats("you", "", 10, None) == []
-    first, *_ = store.chats("me", "", 10, None)
+        assert search(store.path, "me", nothing, 10, None) == []
+    assert store.chats("you", 10, None) == []
+    first, *_ = store.chats("me", 10, None)
     assert store.whole_chat("you", first["id"]) is None and not store.delete_chat(
         "you", first["id"]
     )
-    older = store.chats("me", "", 10, first["updated"])
+    older = store.chats("me", 10, first["updated"])
     assert len(older) == 2

@@ -2,7 +2,7 @@
 
 Started as a file by `template.Template`, so that it loads jinja2 and nothing of ours. It compiles the template once,
 then forks for every rendering: a template that loops, explodes or crashes takes only its own rendering with it. A
-child has limits on processor time, memory and length of output; jinja's sandbox keeps it from Python's inner parts.
+child has limits on processor time, memory, open files and length of output; jinja's sandbox keeps it from Python's inner parts.
 
 On the Unix socket: a JSON line {"variables", "own", "marked"} in, a JSON line {"text"} or {"error"} out; no line: it
 was ended. `own`: variables that are names of special tokens. `marked`: a mark stands in every name of a special token
@@ -27,6 +27,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY = 512 * 2**20  # bytes of address space a rendering may hold
 CHARACTERS = 4_000_000  # of one rendering
+FILES = 16  # open at once; jinja opens one now and then to load a part of itself
 
 
 def refuse(message: str) -> None:
@@ -188,6 +189,7 @@ def answer(connection: socket.socket, plain, marked, marks: Marks, seconds: floa
     for what, most in (
         (resource.RLIMIT_CPU, int(seconds) + 1),
         (resource.RLIMIT_AS, MEMORY),
+        (resource.RLIMIT_NOFILE, FILES),
         (resource.RLIMIT_CORE, 0),
     ):
         with contextlib.suppress(ValueError, OSError):

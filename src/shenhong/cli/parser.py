@@ -266,6 +266,11 @@ def _add_serving(server: argparse.ArgumentParser) -> None:
         help="another name the server is addressed by (may be repeated)",
     )
     server.add_argument(
+        "--behind-proxy",
+        action="store_true",
+        help="every request comes through a proxy near by that speaks TLS: its X-Forwarded-For and -Proto are believed, cookies are Secure",
+    )
+    server.add_argument(
         "--runs", type=Path, default=None, help="folder of runs to show (default: runs, if there)"
     )
     server.add_argument(

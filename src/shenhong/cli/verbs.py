@@ -69,6 +69,7 @@ def _serve(models: list[Path], options: argparse.Namespace) -> None:
         runs=runs,
         drain_seconds=options.drain_seconds,
         allow_hosts=tuple(options.allow_host),
+        behind_proxy=options.behind_proxy,
         dtype=_dtype(options),
         draft=None if options.draft == "measured" else int(options.draft),
         limits=Limits(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Limits)}),

@@ -9,6 +9,7 @@ Legend: V vocabulary.
 from __future__ import annotations
 
 import json
+import re
 
 import llguidance
 import numpy as np
@@ -24,6 +25,9 @@ from shenhong.tokenizer import Tokenizer
 LIMITS = llguidance.LLParserLimits(
     initial_lexer_fuel=5_000_000, step_max_items=20_000, max_grammar_size=100_000
 )
+
+
+MARKS = re.compile(r"[!-/:-@\[-`{-~]")  # what may mean something in an expression
 
 
 class _Vocabulary:
@@ -90,7 +94,9 @@ def _grammar(constraint: Constraint) -> str:
     if constraint.kind == "choice":
         if not (isinstance(value, list) and value and all(isinstance(s, str) for s in value)):
             raise ValueError("give a JSON list of strings")
-        return llguidance.grammar_from("choice", constraint.value)
+        # One expression, and not a rule for each: of those few thousand may stand side by side.
+        either = "|".join(MARKS.sub(lambda mark: f"\\x{ord(mark[0]):02x}", text) for text in value)
+        return llguidance.LLMatcher.grammar_from_regex(either)
     if not isinstance(value, dict | bool):
         raise ValueError("a schema is a JSON object")
     return llguidance.LLMatcher.grammar_from_json_schema(

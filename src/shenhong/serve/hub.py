@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -20,9 +21,11 @@ from shenhong.engine import EngineSettings, Sampling
 from shenhong.llm import LLM
 from shenhong.models import SERVED, facts, folder_of, is_gguf, run_of
 from shenhong.serve.engine_thread import EngineThread
+from shenhong.serve.http.at_once import AtOnce
 from shenhong.serve.http.faults import Fault
 from shenhong.serve.http.guard import Keys
 from shenhong.serve.http.limits import Meter
+from shenhong.serve.page.search import search
 from shenhong.serve.page.store import Store
 from shenhong.serve.sampling import defaults_of
 from shenhong.serve.settings import Settings, default_data
@@ -30,6 +33,7 @@ from shenhong.serve.settings import Settings, default_data
 P = ParamSpec("P")
 R = TypeVar("R")
 
+SEARCHES = 4  # of one owner at once
 CACHE_SHARE = 0.25  # of the memory, for the caches of all models together
 
 
@@ -110,13 +114,17 @@ class Hub:
         self.counts: Counter[tuple[str, ...]] = Counter()  # for /metrics
         self.started = time.time()
         self.draining = False
-        self.store = Store((settings.data or default_data()) / "chats.db")
+        self.reading = AtOnce(settings.limits.max_reading_bytes, "chats being read")
+        self.streams = AtOnce(settings.limits.max_streams, "event streams")
+        self.searches = AtOnce(SEARCHES, "searches")
+        self.store = Store((settings.data or default_data()) / "chats.db", settings.limits)
         try:
             self.models = open_models(paths, settings)
         except BaseException:
             self.store.close()
             raise
         self._files = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._searching = ThreadPoolExecutor(4 * SEARCHES, thread_name_prefix="search")
 
     async def start(self) -> None:
         self.stopped = asyncio.Event()  # streams that never end listen to it
@@ -130,6 +138,7 @@ class Hub:
         for model in self.models.values():
             model.thread.stop()
         await asyncio.gather(*(model.thread.join() for model in self.models.values()))
+        await asyncio.to_thread(self._searching.shutdown)
         await asyncio.to_thread(self._files.shutdown)
         self.store.close()
         for model in self.models.values():
@@ -139,6 +148,13 @@ class Hub:
         """Call the store in its own thread, so that a slow disk holds up nothing else."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._files, lambda: function(*args, **more))
+
+    async def searched(self, owner: str, *args: Any) -> list[dict[str, Any]]:
+        """`search` of this owner's chats, which holds up nothing else. Fault: 429."""
+        loop = asyncio.get_running_loop()
+        with self.searches.place(owner):
+            find = partial(search, self.store.path, owner, *args)
+            return await loop.run_in_executor(self._searching, find)
 
     def model(self, name: str | None) -> Served:
         """Fault: 404 for a model that is not served here."""

@@ -27,13 +27,19 @@ class Limits:
     max_prompt_tokens: int = setting(131_072, "longest prompt; the model's context if that is less")
     max_output_tokens: int = setting(8192, "longest answer, in tokens")
     max_n: int = setting(16, "most answers to one request")
-    max_schema_bytes: int = setting(65_536, "largest JSON schema, regex or list of choices")
+    max_schema_bytes: int = setting(65_536, "largest JSON schema or regex")
+    max_choice_bytes: int = setting(2**19, "largest list of choices")
     max_schema_depth: int = setting(32, "deepest nesting of a JSON schema")
     max_queue: int = setting(256, "answers running or waiting per model; more are refused with 429")
     requests_per_minute: int = setting(600, "requests a minute and key, where keys are set")
     tokens_per_minute: int = setting(
         1_000_000, "tokens read and written a minute and key, where keys are set"
     )
+    max_chats: int = setting(10_000, "most chats kept for one key")
+    max_chat_bytes: int = setting(2**25, "largest chat")
+    max_kept_bytes: int = setting(2**30, "most bytes of all chats kept for one key")
+    max_reading_bytes: int = setting(2**26, "most bytes of chats being sent to one key at once")
+    max_streams: int = setting(64, "most event streams of the page to one key at once")
     template_seconds: float = setting(2.0, "longest time a chat template may take")
     slow_head_seconds: float = setting(10.0, "longest time the head of a request may take to come")
     slow_reader_seconds: float = setting(
@@ -47,6 +53,7 @@ class Settings:
 
     data: folder of the chat database. runs: folder whose runs are shown, or None. drain_seconds: how long answers
     may go on after SIGTERM. allow_hosts: further names under which the server may be addressed.
+    behind_proxy: every request comes through a proxy that speaks TLS, whose X-Forwarded headers are believed.
     dtype: what weights and caches are kept in, "auto" as ``LLM`` has it.
     draft: tokens a model guesses ahead of itself; None measures what is fastest here. Answers are the same either way.
     """
@@ -58,6 +65,7 @@ class Settings:
     runs: Path | None = None
     drain_seconds: float = 20.0
     allow_hosts: tuple[str, ...] = ()
+    behind_proxy: bool = False
     dtype: torch.dtype | Literal["auto"] = "auto"
     draft: int | None = None
     limits: Limits = field(default_factory=Limits)

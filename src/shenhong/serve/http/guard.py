@@ -1,4 +1,4 @@
-"""What stands before every route: host, origin, key, size and nesting of the body, and the page's security headers.
+"""What stands before every route: host, origin, site, key, size and nesting of the body, and the page's security headers.
 
 Open without a key are only the built page's files, which hold nothing of anyone's, and POST /api/login.
 """
@@ -12,20 +12,20 @@ import ipaddress
 import json
 import logging
 import math
+import re
 import socket
-import time
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shenhong.errors import ServeError
 from shenhong.serve.http.faults import Fault, bad, crashed
+from shenhong.serve.http.guesses import Guesses
 from shenhong.serve.http.limits import body_limit, depth_of
+from shenhong.serve.http.proxy import forwarded
 from shenhong.serve.settings import Settings
 
 log = logging.getLogger("shenhong")
@@ -33,7 +33,10 @@ log = logging.getLogger("shenhong")
 COOKIE = "shenhong_key"
 NO_KEY = "local"  # the owner of everything where no key is set
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-LOGINS_PER_MINUTE = 20
+AUTHORITY = re.compile(
+    r"(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<name>[\w.-]+))(?::(?P<port>[0-9]{1,5}))?", re.ASCII
+)
+PORTS = {"http": "80", "https": "443"}  # where an address names none
 API = ("/api/", "/v1/", "/tokenize", "/detokenize", "/health", "/metrics", "/openapi.json")
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; script-src 'self'; style-src 'self'; "
@@ -56,35 +59,32 @@ class Keys:
             hmac.new(key.encode(), b"shenhong page", "sha256").hexdigest(): _digest(key)[:16]
             for key in keys
         }
-        self._failures: dict[str, deque[float]] = {}  # when, by address
+        self.guesses = Guesses()
 
     def __bool__(self) -> bool:
         return bool(self._owners)
 
-    def owner(self, headers: Headers) -> str | None:
-        """Whose request this is, or None."""
+    async def owner(self, headers: Headers, address: str) -> str | None:
+        """Whose request this is, or None. Fault: 429 after many wrong keys from this address."""
         if not self:
             return NO_KEY
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            return _find(self._owners, _digest(key.strip()))
+            return await self._look(key.strip(), address)
         cookie = _cookie(headers.get("cookie", ""))
         return _find(self._cookies, cookie) if cookie else None
 
-    def login(self, key: str, address: str) -> str:
+    async def login(self, key: str, address: str) -> str:
         """The cookie of a key. Fault: 401, or 429 after many wrong ones from this address."""
-        now = time.monotonic()
-        self._failures = {a: times for a, times in self._failures.items() if times[-1] > now - 60}
-        failures = self._failures.get(address) or deque(maxlen=LOGINS_PER_MINUTE)
-        if len(failures) == LOGINS_PER_MINUTE and failures[0] > now - 60:
-            what = "too many wrong keys from this address; wait a minute"
-            raise Fault(429, what, code="too_many_logins", retry_after=60)
-        owner = _find(self._owners, _digest(key))
+        owner = await self._look(key, address)
         if owner is None:
-            failures.append(now)
-            self._failures[address] = failures
             raise Fault(401, "this key is not known here", code="invalid_api_key")
         return next(cookie for cookie, whose in self._cookies.items() if whose == owner)
+
+    async def _look(self, key: str, address: str) -> str | None:
+        owner = _find(self._owners, _digest(key))
+        await self.guesses.count(owner, address)
+        return owner
 
 
 def _cookie(header: str) -> str | None:
@@ -146,13 +146,38 @@ class Hosts:
             self.names |= {socket.gethostname().lower(), f"{socket.gethostname().lower()}.local"}
 
     def allows(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-            if name in self.names or is_loopback(name):
-                return True
-            return self.any_address and bool(ipaddress.ip_address(name))
-        except ValueError:
+        found = authority(host)
+        if found is None:
             return False
+        name, _ = found
+        if name in self.names or is_loopback(name):
+            return True
+        return self.any_address and _is_address(name)
+
+
+def authority(written: str) -> tuple[str, str] | None:
+    """The name or address and the port ("" where none is written) of NAME[:PORT], and None for anything else."""
+    found = AUTHORITY.fullmatch(written)
+    if found is None or (found["v6"] and not _is_address(found["v6"])):
+        return None
+    return (found["v6"] or found["name"]).lower(), found["port"] or ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+def _same_origin(origin: str, scheme: str, host: str) -> bool:
+    """Whether `origin`, SCHEME://NAME[:PORT] and no more, is what a page of this server has."""
+    its_scheme, _, rest = origin.partition("://")
+    one, other = authority(rest), authority(host)
+    if one is None or other is None or its_scheme.lower() != scheme:
+        return False
+    port = PORTS.get(scheme, "")
+    return (one[0], one[1] or port) == (other[0], other[1] or port)
 
 
 class Guard:
@@ -168,6 +193,8 @@ class Guard:
                 await self.app(scope, receive, send)
             return
 
+        if self.settings.behind_proxy:
+            scope = forwarded(scope)
         started = False
 
         async def guarded(message: Message) -> None:
@@ -181,38 +208,42 @@ class Guard:
 
         try:
             headers = Headers(scope=scope)
-            self._address(headers)
-            scope.setdefault("state", {})["owner"] = self._owner(scope, headers)
+            self._address(scope, headers)
+            scope.setdefault("state", {})["owner"] = await self._owner(scope, headers)
             # Cookies go no further: FastAPI would parse them with Python's parser.
             scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"cookie"]
             if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
                 receive = _replay(await self._body(scope, headers, receive), receive)
+            await self.app(scope, receive, guarded)
         except Fault as fault:
             await fault.response()(scope, receive, guarded)
-            return
-        try:
-            await self.app(scope, receive, guarded)
         except Exception:
             if started:
                 raise  # the connection is closed, so the answer is seen to be half
             log.exception("%s %s failed", scope["method"], scope["path"])
             await crashed().response()(scope, receive, guarded)
 
-    def _address(self, headers: Headers) -> None:
+    def _address(self, scope: Scope, headers: Headers) -> None:
         host = headers.get("host", "")
         if not self.hosts.allows(host):
             raise Fault(
                 403, "this server does not answer to that host name (see --allow-host)", code="host"
             )
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            raise Fault(403, "requests from other sites are refused", code="origin")
+        origins = headers.getlist("origin")
+        if not all(_same_origin(origin, scope["scheme"], host) for origin in origins):
+            raise other_site()
+        # A browser asks for other sites without an Origin too: no script may read such an answer, but it can be timed.
+        # The page's own files may be linked to from anywhere.
+        sites = headers.getlist("sec-fetch-site")
+        bearer = bool(self.keys) and "authorization" in headers
+        if not (_is_shell(scope) or bearer or set(sites) <= {"same-origin", "none"}):
+            raise other_site()
 
-    def _owner(self, scope: Scope, headers: Headers) -> str | None:
-        owner = self.keys.owner(headers)
-        path = scope["path"]
-        shell = scope["method"] in ("GET", "HEAD") and not path.startswith(API)
-        if owner is None and not shell and path != "/api/login":
+    async def _owner(self, scope: Scope, headers: Headers) -> str | None:
+        if _is_shell(scope) or scope["path"] == "/api/login":
+            return None
+        owner = await self.keys.owner(headers, address_of(scope))
+        if owner is None:
             raise Fault(
                 401,
                 "a key is needed: send it as 'Authorization: Bearer KEY'",
@@ -254,6 +285,25 @@ class Guard:
             else:
                 _check_json(body, limits.max_json_depth)
         return body
+
+
+def other_site() -> Fault:
+    return Fault(
+        403,
+        "requests from other sites are refused (behind a proxy that speaks TLS: see --behind-proxy)",
+        code="origin",
+    )
+
+
+def address_of(scope: Scope) -> str:
+    """Where the request comes from."""
+    client = scope.get("client")
+    return client[0] if client else ""
+
+
+def _is_shell(scope: Scope) -> bool:
+    """Whether a file of the built page is asked for."""
+    return scope["method"] in ("GET", "HEAD") and not scope["path"].startswith(API)
 
 
 def _check_json(body: bytes, most: int) -> None:

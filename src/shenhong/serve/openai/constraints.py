@@ -48,7 +48,7 @@ def _structured(limits: Limits, outputs: StructuredOutputs) -> Constraint:
         return sized(limits, Constraint("regex", outputs.regex), "structured_outputs")
     if outputs.choice is not None:
         choices = json.dumps(outputs.choice, ensure_ascii=False)
-        return sized(limits, Constraint("choice", choices), "structured_outputs")
+        return _sized(Constraint("choice", choices), limits.max_choice_bytes, "structured_outputs")
     return checked_schema(limits, outputs.json_schema or {}, "structured_outputs")
 
 
@@ -75,9 +75,13 @@ def checked_schema(limits: Limits, schema: dict[str, Any], param: str) -> Constr
 
 def sized(limits: Limits, constraint: Constraint, param: str) -> Constraint:
     """The constraint. Fault: 400 where it is too large."""
-    if len(constraint.value.encode("utf-8", "surrogatepass")) > limits.max_schema_bytes:
+    return _sized(constraint, limits.max_schema_bytes, param)
+
+
+def _sized(constraint: Constraint, most: int, param: str) -> Constraint:
+    if len(constraint.value.encode("utf-8", "surrogatepass")) > most:
         raise bad(
-            f"what may be written is described in over {limits.max_schema_bytes} bytes",
+            f"what may be written is described in over {most} bytes",
             param,
             "schema_size",
         )

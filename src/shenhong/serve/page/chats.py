@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sqlite3
 import time
+from collections.abc import AsyncGenerator, Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from shenhong import __version__
 from shenhong.errors import RequestError
@@ -17,6 +19,7 @@ from shenhong.serve.generation import FieldNames, GenerationRequest, check_promp
 from shenhong.serve.http import guard, sse
 from shenhong.serve.http.bodies import CheckedRoute, aside
 from shenhong.serve.http.faults import Fault, bad, stopping
+from shenhong.serve.http.large import LargeResponse
 from shenhong.serve.hub import Hub, Served, hub_of, owner_of
 from shenhong.serve.page.jobs import Job, Jobs, conversation
 from shenhong.serve.page.schemas import (
@@ -29,12 +32,13 @@ from shenhong.serve.page.schemas import (
     TurnRequest,
     TurnSettings,
 )
-from shenhong.serve.page.store import new_id, text_of
+from shenhong.serve.page.store import new_id, size_of, text_of
 from shenhong.serve.sampling import sampling_json
 
 router = APIRouter(prefix="/api", route_class=CheckedRoute)
 
 TITLE_CHARACTERS = 40
+SMALL = 65_536  # bytes; a chat counts for no less
 LONGEST_ANSWER, LONGEST_PIECE = 1024, 256  # tokens; of a document that is gone on with
 After = Annotated[int | None, Query(ge=0, le=2**62)]
 
@@ -75,15 +79,14 @@ async def bootstrap(request: Request) -> Any:
 
 @router.post("/login")
 async def login(request: Request, body: Login) -> Response:
-    keys = hub_of(request).keys
-    response = Response(status_code=204)
-    if keys:
+    hub, response = hub_of(request), Response(status_code=204)
+    if hub.keys:
         response.set_cookie(
             guard.COOKIE,
-            keys.login(body.key, request.client.host if request.client else ""),
+            await hub.keys.login(body.key, guard.address_of(request.scope)),
             httponly=True,
             samesite="strict",
-            secure=request.url.scheme == "https",
+            secure=hub.settings.behind_proxy,
             max_age=90 * 24 * 3600,
         )
     return response
@@ -99,10 +102,11 @@ async def list_chats(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     before: Annotated[float | None, Query(allow_inf_nan=False)] = None,
 ) -> Any:
-    hub = hub_of(request)
-    return {
-        "chats": await hub.stored(hub.store.chats, owner_of(request), search.strip(), limit, before)
-    }
+    hub, owner, text = hub_of(request), owner_of(request), search.strip()
+    hub.meter.request(owner)
+    if text:
+        return {"chats": await hub.searched(owner, text, limit, before)}
+    return {"chats": await hub.stored(hub.store.chats, owner, limit, before)}
 
 
 @router.post("/chats")
@@ -117,13 +121,17 @@ async def new_chat(request: Request, body: ChatNew | None = None) -> Any:
 async def import_chat(request: Request, body: ImportedChat) -> Any:
     """What the JSON export wrote, under new names, so that nothing here is overwritten."""
     hub, owner = hub_of(request), owner_of(request)
+    hub.meter.request(owner)
     messages = await asyncio.to_thread(_renamed, body)
     leaf = next((new["id"] for old, new in messages if old == body.leaf), None)
-    made = await hub.stored(
-        hub.store.create_chat, owner, body.title, [new for _, new in messages], leaf
-    )
-    jobs_of(request).changed(owner).ring()
-    return JSONResponse(made)  # as it is: encoding it field by field takes long
+    size = await asyncio.to_thread(size_of, (new for _, new in messages))
+    with contextlib.ExitStack() as held:
+        held.enter_context(hub.reading.place(owner, size))
+        made = await hub.stored(
+            hub.store.create_chat, owner, body.title, [new for _, new in messages], leaf
+        )
+        jobs_of(request).changed(owner).ring()
+        return await _sent(held, _json, made)
 
 
 def _renamed(body: ImportedChat) -> list[tuple[str, dict[str, Any]]]:
@@ -150,13 +158,35 @@ def _renamed(body: ImportedChat) -> list[tuple[str, dict[str, Any]]]:
 
 @router.get("/chats/{chat}")
 async def get_chat(request: Request, chat: str) -> Any:
-    found = await _found(request, chat)
-    return await asyncio.to_thread(JSONResponse, found)
+    with contextlib.ExitStack() as held:
+        return await _sent(held, _json, await _found(request, chat, held))
 
 
-async def _found(request: Request, chat: str) -> dict[str, Any]:
-    hub = hub_of(request)
-    found = await hub.stored(hub.store.whole_chat, owner_of(request), chat)
+def _json(chat: dict[str, Any]) -> str:
+    return json.dumps(chat, ensure_ascii=False, separators=(",", ":"))
+
+
+async def _sent(
+    held: contextlib.ExitStack,
+    write: Callable[[dict[str, Any]], str],
+    chat: dict[str, Any],
+    kind: str = "application/json",
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """A chat as a whole; what is held for it is let go when it is sent."""
+    body = await asyncio.to_thread(lambda: write(chat).encode())
+    response = LargeResponse(body, media_type=kind, headers=headers)
+    response.closing = held.pop_all().close
+    return response
+
+
+async def _found(request: Request, chat: str, held: contextlib.ExitStack) -> dict[str, Any]:
+    """A chat with all its messages, which takes a place among the readers. Fault: 404, 429."""
+    hub, owner = hub_of(request), owner_of(request)
+    size = hub.store.size(owner, chat)
+    if size is not None:
+        held.enter_context(hub.reading.place(owner, max(size, SMALL)))
+    found = await hub.stored(hub.store.whole_chat, owner, chat)
     if found is None:
         raise no_such("chat")
     return found
@@ -165,7 +195,8 @@ async def _found(request: Request, chat: str) -> dict[str, Any]:
 @router.patch("/chats/{chat}")
 async def change_chat(request: Request, chat: str, body: ChatChange) -> Any:
     hub, owner = hub_of(request), owner_of(request)
-    found = await _found(request, chat)
+    with contextlib.ExitStack() as held:
+        found = await _found(request, chat, held)
     if body.leaf and body.leaf not in {message["id"] for message in found["messages"]}:
         raise bad("leaf is no message of this chat", "leaf")
     changes = {k: v for k, v in body.model_dump(exclude_unset=True).items() if v is not None}
@@ -188,19 +219,15 @@ async def delete_chat(request: Request, chat: str) -> None:
 async def export(
     request: Request, chat: str, format: Literal["json", "markdown"] = "json"
 ) -> Response:
-    found = await _found(request, chat)
-    return await asyncio.to_thread(_exported, found, format)
+    end, kind, write = EXPORTS[format]
+    disposition = f'attachment; filename="chat-{chat[:8]}.{end}"'
+    with contextlib.ExitStack() as held:
+        found = await _found(request, chat, held)
+        return await _sent(held, write, found, kind, {"Content-Disposition": disposition})
 
 
-def _exported(chat: dict[str, Any], format: str) -> Response:
-    if format == "json":
-        body = json.dumps(chat | {"format": "shenhong-chat-1"}, ensure_ascii=False, indent=1)
-        kind, end = "application/json", "json"
-    else:
-        body, kind, end = _markdown(chat), "text/markdown; charset=utf-8", "md"
-    name = chat["id"][:8]
-    disposition = f'attachment; filename="chat-{name}.{end}"'
-    return Response(body, media_type=kind, headers={"Content-Disposition": disposition})
+def _exported(chat: dict[str, Any]) -> str:
+    return json.dumps(chat | {"format": "shenhong-chat-1"}, ensure_ascii=False, indent=1)
 
 
 def _markdown(chat: dict[str, Any]) -> str:
@@ -213,6 +240,11 @@ def _markdown(chat: dict[str, Any]) -> str:
     turns = [f"## {turn['role'].title()}\n\n{turn['content']}" for turn in branch]
     return "\n\n".join([f"# {chat['title'] or 'Chat'}", *turns]) + "\n"
 
+
+EXPORTS = {
+    "json": ("json", "application/json", _exported),
+    "markdown": ("md", "text/markdown; charset=utf-8", _markdown),
+}
 
 # ------------------------------------------------------------------------ turns and jobs
 
@@ -273,7 +305,8 @@ async def _with_parent(
     request: Request, chat: str, parent: str | None
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The chat and its messages by id, the parent among them. Fault: 400, 404."""
-    found = await _found(request, chat)
+    with contextlib.ExitStack() as held:
+        found = await _found(request, chat, held)
     by_id = {message["id"]: message for message in found["messages"]}
     if parent is not None and parent not in by_id:
         raise bad("parent is no message of this chat", "parent")
@@ -377,7 +410,7 @@ async def job_events(request: Request, job: str, after: After = None) -> Respons
     hub, owner, jobs = hub_of(request), owner_of(request), jobs_of(request)
     if await hub.stored(hub.store.job, owner, job) is None:
         raise no_such("job")
-    return sse.EventStream(jobs.listen(owner, job, _after(request, after) or 0))
+    return _stream(request, jobs.listen(owner, job, _after(request, after) or 0))
 
 
 @router.post("/jobs/{job}/stop", status_code=204)
@@ -394,7 +427,14 @@ async def stop_job(request: Request, job: str) -> None:
 @router.get("/events")
 async def feed(request: Request, after: After = None) -> Response:
     """Changes of chats, for other tabs."""
-    return sse.EventStream(jobs_of(request).feed(owner_of(request), _after(request, after)))
+    return _stream(request, jobs_of(request).feed(owner_of(request), _after(request, after)))
+
+
+def _stream(request: Request, source: AsyncGenerator[bytes, None]) -> Response:
+    """Fault: 429 where this owner has many open."""
+    with contextlib.ExitStack() as held:
+        held.enter_context(hub_of(request).streams.place(owner_of(request)))
+        return sse.EventStream(source, held.pop_all().close)
 
 
 def _after(request: Request, after: int | None) -> int | None:

@@ -7,10 +7,12 @@ is in the file before it is sent to anyone, so what a reader has seen is never l
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import sqlite3
+import stat
 import sys
 import time
 import uuid
@@ -19,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from shenhong import domains
-from shenhong.errors import ServeError
+from shenhong.errors import RequestError, ServeError
+from shenhong.serve.settings import Limits
 
 FORMAT = 1
 CHANGES_KEPT = 10_000
@@ -49,6 +52,21 @@ _COLUMNS = {
 }
 
 
+MESSAGE_BYTES = 512  # of a message beside its parts
+SIZES = f"""SELECT chat.owner, chat.id,
+  total(length(CAST(message.parts AS BLOB)) + {MESSAGE_BYTES}) FROM chat LEFT JOIN message ON message.chat = chat.id
+  GROUP BY chat.id"""
+
+
+def size_of(messages: Iterable[dict[str, Any]]) -> int:
+    """Bytes of messages, more or less."""
+    return sum(
+        len(json.dumps(message["parts"], ensure_ascii=False).encode("utf-8", "replace"))
+        + MESSAGE_BYTES
+        for message in messages
+    )
+
+
 def new_id() -> str:
     return uuid.uuid4().hex
 
@@ -71,17 +89,13 @@ def _text_of(part: dict[str, Any]) -> str:
 class Store:
     """Open it in the thread that uses it. Errors: ServeError where the file cannot be used."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, limits: Limits | None = None) -> None:
+        self.path, self.limits = path, limits or Limits()
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = os.open(
-                path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600
-            )
+            self._lock = _private(path.with_name(f".{path.name}.lock"))
         except OSError as error:
-            raise ServeError(
-                f"cannot write in {path.parent}: {error.strerror}; choose another folder with --data"
-            ) from None
+            raise self._unusable(error) from None
         try:
             # Two servers would end each other's jobs; the kernel releases this even after a kill.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,7 +113,18 @@ class Store:
             self._set_aside(" ".join(str(error).split())[:100])
             self.db = self._open()
 
+    def _unusable(self, error: OSError) -> ServeError:
+        return ServeError(
+            f"cannot write in {self.path.parent}: {error.strerror}; choose another folder with --data"
+        )
+
     def _open(self) -> sqlite3.Connection:
+        try:  # SQLite gives the files beside it the rights of the file itself
+            for part in _parts(self.path):
+                if part == self.path or part.exists():
+                    os.close(_private(part))
+        except OSError as error:
+            raise self._unusable(error) from None
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         try:
             db.row_factory = sqlite3.Row
@@ -122,6 +147,9 @@ class Store:
                 db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
             for table, names in _COLUMNS.items():
                 db.execute(f"SELECT {names} FROM {table} LIMIT 1").fetchone()
+            self._sizes = dict[str, dict[str, int]]()  # of chats, by owner
+            for owner, chat, size in db.execute(SIZES):
+                self._grew(owner, chat, int(size))
         except BaseException:
             db.close()
             raise
@@ -131,10 +159,9 @@ class Store:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}-{new_id()[:6]}")
         try:
-            for end in ("", "-wal", "-shm"):
-                part = self.path.with_name(self.path.name + end)
+            for part, kept in zip(_parts(self.path), _parts(aside), strict=True):
                 if part.exists():
-                    part.rename(aside.with_name(aside.name + end))
+                    part.rename(kept)
         except OSError as reason:
             raise ServeError(
                 f"{self.path} is damaged ({error}) and cannot be moved: {reason.strerror}"
@@ -151,30 +178,38 @@ class Store:
 
     # ---------------------------------------------------------------- chats
 
-    def chats(
-        self, owner: str, search: str, limit: int, before: float | None
-    ) -> list[dict[str, Any]]:
-        """Newest first. With `search`, those whose title or messages hold it, with a snippet."""
-        pattern = "%" + search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+    def chats(self, owner: str, limit: int, before: float | None) -> list[dict[str, Any]]:
+        """Newest first."""
         rows = self.db.execute(
-            """SELECT id, title, created, updated, (SELECT text FROM message WHERE chat = chat.id
-                 AND text LIKE :pattern ESCAPE '\\' LIMIT 1) AS found FROM chat
-               WHERE owner = :owner AND updated < :before
-                 AND (:search = '' OR title LIKE :pattern ESCAPE '\\' OR found IS NOT NULL)
-               ORDER BY updated DESC LIMIT :limit""",
-            {
-                "owner": owner,
-                "before": before if before is not None else 1e18,
-                "search": search,
-                "pattern": pattern,
-                "limit": limit,
-            },
-        ).fetchall()
-        return [
-            {k: row[k] for k in ("id", "title", "created", "updated")}
-            | ({"snippet": _snippet(row["found"], search)} if search and row["found"] else {})
-            for row in rows
-        ]
+            """SELECT id, title, created, updated FROM chat WHERE owner = ? AND updated < ?
+               ORDER BY updated DESC LIMIT ?""",
+            (owner, before if before is not None else 1e18, limit),
+        )
+        return [dict(row) for row in rows]
+
+    def size(self, owner: str, chat: str) -> int | None:
+        """Bytes of a chat, more or less; None where there is no such chat. Any thread may ask."""
+        return self._sizes.get(owner, {}).get(chat)
+
+    def _grow(self, owner: str, chat: str | None, by: int) -> None:
+        """Error: RequestError where a chat, or a new one, may not grow by so much."""
+        sizes, limits = self._sizes.get(owner, {}), self.limits
+        for full, what in (
+            (chat is None and len(sizes) >= limits.max_chats, f"{limits.max_chats} chats"),
+            (sum(sizes.values()) + by > limits.max_kept_bytes, f"{limits.max_kept_bytes} bytes"),
+        ):
+            if full:
+                raise RequestError(
+                    f"{what} are kept for one key; delete a chat first", code="quota"
+                )
+        if sizes.get(chat or "", 0) + by > limits.max_chat_bytes:
+            raise RequestError(
+                f"a chat may hold {limits.max_chat_bytes} bytes; begin another", code="quota"
+            )
+
+    def _grew(self, owner: str, chat: str, by: int) -> None:
+        sizes = self._sizes.setdefault(owner, {})
+        sizes[chat] = sizes.get(chat, 0) + by
 
     def chat(self, owner: str, chat: str) -> dict[str, Any] | None:
         row = self.db.execute(
@@ -204,6 +239,8 @@ class Store:
         messages: list[dict[str, Any]] | None = None,
         leaf: str | None = None,
     ) -> dict[str, Any]:
+        by = size_of(messages or [])
+        self._grow(owner, None, by)
         now = time.time()
         id = new_id()
         chat = {"id": id, "title": title, "created": now, "updated": now, "leaf": leaf}
@@ -215,6 +252,7 @@ class Store:
             for message in messages or []:
                 self._insert(message | {"chat": id})
             self._change(owner, {"kind": "chat", "chat": id})
+        self._grew(owner, id, by)
         return chat | {"messages": self.messages(id)}
 
     def change_chat(self, owner: str, chat: str, changes: dict[str, Any]) -> dict[str, Any] | None:
@@ -235,6 +273,8 @@ class Store:
             ).rowcount
             if count:
                 self._change(owner, {"kind": "deleted", "chat": chat})
+        if count:
+            self._sizes.get(owner, {}).pop(chat, None)
         return bool(count)
 
     # ---------------------------------------------------------------- turns and jobs
@@ -244,6 +284,8 @@ class Store:
     ) -> None:
         """A user message, the answers that were started to it, each with its job, or both; all or nothing."""
         messages = [*([user] if user else []), *answers]
+        by = size_of(messages)
+        self._grow(owner, chat, by)
         with self._writing():
             for message in messages:
                 self._insert(message)
@@ -257,6 +299,7 @@ class Store:
                 ((answers or messages)[0]["id"], time.time(), title, chat),
             )
             self._change(owner, {"kind": "chat", "chat": chat})
+        self._grew(owner, chat, by)
 
     def job(self, owner: str, job: str) -> dict[str, Any] | None:
         row = self.db.execute(
@@ -291,6 +334,7 @@ class Store:
                 self._end(owner, job, number, message)
         except sqlite3.IntegrityError:
             return False
+        self._grew(owner, message["chat"], size_of([message]) - MESSAGE_BYTES)
         return True
 
     def _end(self, owner: str, job: str, number: int, message: dict[str, Any]) -> None:
@@ -351,9 +395,9 @@ class Store:
     # ---------------------------------------------------------------- changes for other tabs
 
     def changes(self, owner: str, after: int) -> list[tuple[int, dict[str, Any] | None]]:
-        """The next (number, {kind: "chat" | "message" | "deleted", chat, message?: as it is now}); None: damaged."""
+        """The next few (number, {kind: "chat" | "message" | "deleted", chat, message?: as it is now}); None: damaged."""
         rows = self.db.execute(
-            "SELECT id, data FROM change WHERE owner = ? AND id > ? ORDER BY id LIMIT 1000",
+            "SELECT id, data FROM change WHERE owner = ? AND id > ? ORDER BY id LIMIT 20",
             (owner, after),
         ).fetchall()
         found: list[tuple[int, dict[str, Any] | None]] = []
@@ -396,6 +440,24 @@ class Store:
         return _Transaction(self.db)
 
 
+def _parts(path: Path) -> list[Path]:
+    """The files of a database."""
+    return [path.with_name(path.name + end) for end in ("", "-wal", "-shm")]
+
+
+def _private(path: Path) -> int:
+    """A file, made if it is not there, that from now on its owner alone may read. Error: OSError."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, f"{path.name} is no regular file")
+        os.fchmod(file, 0o600)
+    except OSError:
+        os.close(file)
+        raise
+    return file
+
+
 class _Transaction:
     """BEGIN IMMEDIATE … COMMIT, or ROLLBACK where the block raised."""
 
@@ -427,8 +489,3 @@ def _message(row: sqlite3.Row) -> dict[str, Any]:
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         message["parts"] = [{"type": "error", "message": "this message is damaged in the database"}]
     return message
-
-
-def _snippet(text: str, search: str, around: int = 40) -> str:
-    place = max(0, text.lower().find(search.lower()))
-    return text[max(0, place - around) : place + len(search) + around]
