@@ -49,7 +49,7 @@ class Pools:
         return sum(pool.shape[2] * pool.element_size() for pool in self.layers)
 
 
-class Places:
+class SlotMapping:
     """Where a batch's tokens and keys lie, for PyTorch's indexing.
 
     ``groups``: one per number of new tokens, (tokens [S, T], slots of the keys [S, L], additive mask [S, T, L]).

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from shenhong.errors import ModelError
 from shenhong.model.attention import LATENT_NORM_EPS, GroupedQueryAttention, LatentAttention
 from shenhong.model.block import Layer
-from shenhong.model.cache import Places, Pools
+from shenhong.model.cache import Pools, SlotMapping
 from shenhong.model.decode_check import disagreement
 from shenhong.model.decode_grouped import GroupedWeights
 from shenhong.model.decode_latent import LatentWeights
@@ -204,21 +204,21 @@ class PreparedDecoder:
         if self.fused:
             return self.fused.run(x_ND, self.embedding, batch, pools.layers, layers, norm_D)
         x_ND = self._embed(batch) if x_ND is None else x_ND
-        places = Places(batch, pools.page, self.device)
+        slots = SlotMapping(batch, pools.page, self.device)
         for number in layers:
             weights = self.layers[number]
-            x_ND = self.attend(weights, x_ND, pools.layers[number], places)
+            x_ND = self.attend(weights, x_ND, pools.layers[number], slots)
             x_ND = self.feed_forward(weights, x_ND)
         return ops.rms_norm(x_ND, norm_D, self.config.rms_norm_eps)
 
-    def attend(self, weights: Weights, x_ND: Tensor, pool: Tensor, places: Places) -> Tensor:
+    def attend(self, weights: Weights, x_ND: Tensor, pool: Tensor, slots: SlotMapping) -> Tensor:
         """x + attention in PyTorch; the tokens' rows go into the layer's pool."""
-        cos, sin = self.cos[places.positions_N], self.sin[places.positions_N]
+        cos, sin = self.cos[slots.positions_N], self.sin[slots.positions_N]
         pool = pool.flatten(0, 1)
         u_ND = ops.rms_norm(x_ND, weights.norm_D, self.config.rms_norm_eps)
         query, row = weights.attention.project(u_ND, cos, sin)
-        pool[places.slots_N] = row
-        return x_ND + weights.attention.attend(query, pool, places)
+        pool[slots.slots_N] = row
+        return x_ND + weights.attention.attend(query, pool, slots)
 
     def feed_forward(self, weights: Weights, x_ND: Tensor) -> Tensor:
         """x + the dense block and the experts, in PyTorch."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shenhong.model.cache import Places, Pools
+from shenhong.model.cache import Pools, SlotMapping
 from shenhong.model.config import ModelConfig
 from shenhong.model.decode_grouped import GroupedWeights
 from shenhong.model.decode_latent import LatentWeights
@@ -49,7 +49,7 @@ def disagreement(
 
         def attention(x: Tensor, batch: Batch, wide: Weights = wide, row: int = row) -> Tensor:
             pool = Pools([row], batch.tables_SP.size, PAGE, x.dtype, CPU).layers[0]
-            return model.attend(wide, x, pool, Places(batch, PAGE, CPU))
+            return model.attend(wide, x, pool, SlotMapping(batch, PAGE, CPU))
 
         def feed_forward(x: Tensor, _: Batch, wide: Weights = wide) -> Tensor:
             return model.feed_forward(wide, x)

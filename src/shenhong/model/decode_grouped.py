@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shenhong.model.attention import GroupedQueryAttention
-from shenhong.model.cache import Places
+from shenhong.model.cache import SlotMapping
 from shenhong.model.rope import rotate
 from shenhong.numerics import ops
 from shenhong.numerics.cpu.decode import pack
@@ -63,10 +63,10 @@ class GroupedWeights:
         row = torch.cat((rotate(k_NGd, cos, sin), v_NGd), dim=-1)
         return rotate(q_NHd, cos, sin) * self.scale, row.flatten(1)
 
-    def attend(self, query_NHd: Tensor, pool: Tensor, places: Places) -> Tensor:
+    def attend(self, query_NHd: Tensor, pool: Tensor, slots: SlotMapping) -> Tensor:
         """Attention output [N, D]; groups of sequences with equally many new tokens run together."""
         o_NHd = torch.empty_like(query_NHd)
-        for tokens_ST, slots_SL, mask_STL in places.groups:
+        for tokens_ST, slots_SL, mask_STL in slots.groups:
             T = tokens_ST.shape[1]
             past_SGLe = pool[slots_SL].unflatten(-1, (self.groups, -1)).transpose(1, 2)
             k_SGLd, v_SGLd = past_SGLe.chunk(2, dim=-1)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shenhong.model.attention import LATENT_NORM_EPS, LatentAttention
-from shenhong.model.cache import Places
+from shenhong.model.cache import SlotMapping
 from shenhong.model.rope import rotate
 from shenhong.numerics import ops
 from shenhong.numerics.cpu.decode import pack
@@ -79,11 +79,11 @@ class LatentWeights:
         query = torch.cat((q_latent_NHR, q_pe), dim=-1) * self.scale
         return query, torch.cat((c_NR, rotate(k_rope_Nr, cos, sin)), dim=-1)
 
-    def attend(self, query_NHe: Tensor, pool: Tensor, places: Places) -> Tensor:
+    def attend(self, query_NHe: Tensor, pool: Tensor, slots: SlotMapping) -> Tensor:
         """Attention output [N, D]; groups of sequences with equally many new tokens run together."""
         N, H, R = *query_NHe.shape[:2], self.rank
         o_NHR = query_NHe.new_empty(N, H, R)
-        for tokens_ST, slots_SL, mask_STL in places.groups:
+        for tokens_ST, slots_SL, mask_STL in slots.groups:
             S, T = tokens_ST.shape
             past_SLe = pool[slots_SL]
             query = query_NHe[tokens_ST].flatten(1, 2)
