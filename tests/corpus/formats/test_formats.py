@@ -148,6 +148,23 @@ def test_a_line_without_end_is_not_held(tmp_path, monkeypatch):
     assert found[1] == Row(2, {"text": "b"})
 
 
+def test_a_small_parquet_of_long_texts_is_unpacked_in_parts(tmp_path, monkeypatch):
+    """One text, stored once and meant by every row, as its dictionary allows."""
+    monkeypatch.setattr("shenhong.corpus.formats.parquet.LONGEST", 1 << 20)
+    texts = pa.array(["x" * (1 << 18), "y" * (2 << 20)]).dictionary_encode()
+    pq.write_table(
+        pa.table({"text": texts.take(pa.array([0] * 4000 + [1]))}), tmp_path / "a.parquet"
+    )
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
+    tracemalloc.start()
+    with open(tmp_path / "a.parquet", "rb") as file:
+        source = Source(tmp_path / "a.parquet", file)
+        found = [bool(row.fault) for row in format_of("a.parquet").rows(source, ("text",))]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [False] * 4000 + [True] and peak < 300 << 18
+
+
 def test_parquet_of_every_kind_of_string(tmp_path):
     columns = {
         "view": pa.array(["a", None], pa.string_view()),
