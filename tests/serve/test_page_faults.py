@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from shenhong.serve.http import guesses
 from tests.conftest import Tiny
 from tests.serve.browsing import (
     Visitor,
@@ -199,7 +202,15 @@ def test_a_file_that_is_no_chat(served: Running, visit: Visitor, tmp_path: Path)
     fault(page).get_by_text("half.json: messages.0").wait_for()  # the server's own words
 
 
-def test_too_many_keys_are_told_from_a_wrong_one(chromium: Any, tiny: Tiny, tmp_path: Path) -> None:
+def test_too_many_keys_are_told_from_a_wrong_one(
+    chromium: Any, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the right one opens, when its turn has come."""
+    turn = threading.Event()
+
+    async def wait(_: float) -> None:
+        assert await asyncio.to_thread(turn.wait, 60)
+
     with (
         running(tiny.run, tmp_path, keys=(KEY,)) as server,
         visiting(chromium, server.url) as visitor,
@@ -209,12 +220,19 @@ def test_too_many_keys_are_told_from_a_wrong_one(chromium: Any, tiny: Tiny, tmp_
         field.fill("not that one")
         page.keyboard.press("Enter")
         page.get_by_text("That key is not right").wait_for()
-        for _ in range(30):
+        server.hub.keys.guesses = guesses.Guesses(lambda: 0.0, wait)
+        for _ in range(guesses.PER_MINUTE):
             server.http.post("/api/login", json={"key": "nor this"})
+        monkeypatch.setattr(guesses, "LONGEST_WAIT", 0.0)
         field.fill(KEY)
         page.keyboard.press("Enter")
         page.get_by_text("Too many tries; wait a minute").wait_for()
         assert page.get_by_text("That key is not right").count() == 0
+        monkeypatch.setattr(guesses, "LONGEST_WAIT", 30.0)
+        with page.expect_request("**/api/login"):
+            page.keyboard.press("Enter")
+        turn.set()
+        field.wait_for(state="detached")
 
 
 def test_a_key_that_no_longer_opens_leaves_nothing_on_the_screen(
