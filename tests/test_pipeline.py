@@ -481,7 +481,7 @@ def test_nothing_is_locked_before_a_stage_has_gone_by_it(
     changes = ["--set", "train.lr=0.5", "--set", "model.hidden_size=16", "--set", "name=again"]
     assert main([*begin, *changes, "--until", "model"]) == 0
     manifest = Run(run, write=False).manifest
-    assert manifest["name"] == "again"
+    assert manifest["name"] == "run"  # the folder's
     # What went by it is another run.
     refused(*begin, says=("model.hidden_size is 16 there, 32 here", "its stage train went by that"))
     refused(

@@ -168,7 +168,9 @@ def _freeze(run: Run, recipe: Recipe, names: list[str], say: Callable[[str], Non
 
 def _record(run: Run, recipe: Recipe, names: list[str]) -> None:
     # The manifest first: it is what makes the folder a run, so a kill in between is mended when it goes on.
-    run.manifest.update(name=recipe.name, seed=recipe.seed, shenhong=__version__, plan=names)
+    # Recipes are used for many runs, each in a folder of its own.
+    name = run.path.resolve().name
+    run.manifest.update(name=name, seed=recipe.seed, shenhong=__version__, plan=names)
     run.manifest["domain"] = domain_of(recipe).name
     own_code.record(run, recipe)
     run.save()
