@@ -69,6 +69,9 @@ _OTHERS = re.compile(f"[^{_SCRIPT}\\0]+")  # texts are joined by \\0 where this 
 NEVER = "(?!)"  # matches nothing: the pattern of a tokenizer without special tokens
 # By these a step of the library writes something before a text: Metaspace, ByteLevel and Prepend.
 NO_PREFIX = {"prepend_scheme": "never", "add_prefix_space": False, "prepend": ""}
+MOST_GROWTH = (
+    1024  # characters that a model's tokenizer may write in place of one; real ones write three
+)
 
 
 class TokenizerSettings(BaseModel):
@@ -228,6 +231,8 @@ class Tokenizer:
             # The library cuts bytes by the length of this prefix, and aborts the process in mid-character.
             if values["model"].get("continuing_subword_prefix"):
                 raise ModelError(f"{path}: a continuing_subword_prefix is not read")
+            _check_growth(values, path)
+            values |= dict.fromkeys(("truncation", "padding"))  # a text is read whole, as it is
             backend = _Backend.from_str(json.dumps(values))
             config = read_object(folder / "tokenizer_config.json")
             with whole(str(folder / "tokenizer_config.json"), remedy):
@@ -266,7 +271,7 @@ class Tokenizer:
 
         Error: RequestError when it is not valid Unicode.
         """
-        with _unicode():
+        with _readable():
             if not self.own:
                 return self._merged([text])[0].tolist()
             return self.encode_many([text])[0].tolist() if text else []
@@ -300,7 +305,7 @@ class Tokenizer:
 
     def _by(self, backend: _Backend, text: str) -> list[int]:
         """Ids by the library or one of its variants here. Only its batches let other threads run meanwhile."""
-        with _unicode():
+        with _readable():
             (found,) = backend.encode_batch_fast([text], add_special_tokens=False)
         return found.ids if backend is self.backend else self._translated(found.ids)
 
@@ -354,13 +359,15 @@ class Tokenizer:
 
     def _merged(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of each text by the library. Names of special tokens in a text must not become them."""
-        encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        with _readable():
+            encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         result = [np.array(item.ids, np.int32) for item in encoded]
         marked = [n for n, ids in enumerate(result) if self._marked[ids].any()]
         if marked:
-            bare = self._bare.encode_batch_fast(
-                [texts[n] for n in marked], add_special_tokens=False
-            )
+            with _readable():
+                bare = self._bare.encode_batch_fast(
+                    [texts[n] for n in marked], add_special_tokens=False
+                )
             for n, item in zip(marked, bare, strict=True):
                 result[n] = np.array(self._translated(item.ids), np.int32)
         return result
@@ -425,7 +432,7 @@ class Tokenizer:
 
     def normalised(self, text: str) -> str:
         """As the library reads it, before it cuts it into words. Error: RequestError when it is not valid Unicode."""
-        with _unicode():
+        with _readable():
             text.encode()
             return self.backend.normalizer.normalize_str(text) if self.backend.normalizer else text
 
@@ -488,13 +495,22 @@ class Tokenizer:
 
 
 @contextlib.contextmanager
-def _unicode() -> Iterator[None]:
-    """Error: RequestError for text that is not valid Unicode."""
+def _readable() -> Iterator[None]:
+    """Error: RequestError for text that is not valid Unicode, or that the model's own expressions give up on."""
     try:
         yield
     except UnicodeEncodeError as error:
         raise RequestError(
             f"character {error.start + 1} is half of a surrogate pair; send valid Unicode text"
+        ) from None
+    except BaseException as error:
+        if (
+            type(error).__name__ != "PanicException"
+        ):  # of Rust; no Exception, and nowhere to be imported from
+            raise
+        reason = (str(error).splitlines() or [""])[0][:120]
+        raise RequestError(
+            f"the model's tokenizer cannot read this text ({reason}); send another text"
         ) from None
 
 
@@ -505,6 +521,18 @@ def _steps(step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         for name in ("normalizers", "pretokenizers", "decoders"):
             for nested in step.get(name) or ():
                 yield from _steps(nested)
+
+
+def _check_growth(values: dict[str, Any], path: Path) -> None:
+    """Error: ModelError where a file of some hundred characters makes a text of one character fill the memory."""
+    growth = 1
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        for step in _steps(values.get(part)):
+            growth *= max(1, *(len(step.get(name) or "") for name in ("content", "prepend")))
+    if growth > MOST_GROWTH:
+        raise ModelError(
+            f"{path}: its normalizers write {growth:,} characters in place of one, more than {MOST_GROWTH:,}"
+        )
 
 
 @contextlib.contextmanager
