@@ -7,7 +7,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from shenhong import __version__
 from shenhong.errors import RequestError
 from shenhong.serve.generation import FieldNames, GenerationRequest, check_prompt, start
-from shenhong.serve.http import guard, sse
+from shenhong.serve.http import guard
 from shenhong.serve.http.bodies import CheckedRoute, aside
 from shenhong.serve.http.faults import Fault, bad, stopping
 from shenhong.serve.http.large import LargeResponse
@@ -33,6 +33,7 @@ from shenhong.serve.page.schemas import (
     TurnSettings,
 )
 from shenhong.serve.page.store import new_id, size_of, text_of
+from shenhong.serve.page.streams import event_stream, resumed_after
 from shenhong.serve.sampling import sampling_json
 
 router = APIRouter(prefix="/api", route_class=CheckedRoute)
@@ -410,7 +411,7 @@ async def job_events(request: Request, job: str, after: After = None) -> Respons
     hub, owner, jobs = hub_of(request), owner_of(request), jobs_of(request)
     if await hub.stored(hub.store.job, owner, job) is None:
         raise no_such("job")
-    return _stream(request, jobs.listen(owner, job, _after(request, after) or 0))
+    return event_stream(request, jobs.listen(owner, job, resumed_after(request, after) or 0))
 
 
 @router.post("/jobs/{job}/stop", status_code=204)
@@ -427,17 +428,6 @@ async def stop_job(request: Request, job: str) -> None:
 @router.get("/events")
 async def feed(request: Request, after: After = None) -> Response:
     """Changes of chats, for other tabs."""
-    return _stream(request, jobs_of(request).feed(owner_of(request), _after(request, after)))
-
-
-def _stream(request: Request, source: AsyncGenerator[bytes, None]) -> Response:
-    """Fault: 429 where this owner has many open."""
-    with contextlib.ExitStack() as held:
-        held.enter_context(hub_of(request).streams.place(owner_of(request)))
-        return sse.EventStream(source, held.pop_all().close)
-
-
-def _after(request: Request, after: int | None) -> int | None:
-    """Last-Event-ID is newer than the address a browser reconnects with."""
-    last = request.headers.get("last-event-id", "")
-    return int(last) if last.isascii() and last.isdigit() and len(last) < 19 else after
+    return event_stream(
+        request, jobs_of(request).feed(owner_of(request), resumed_after(request, after))
+    )

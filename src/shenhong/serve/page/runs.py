@@ -27,6 +27,7 @@ from shenhong.runs.run import plan_of
 from shenhong.serve.http import sse
 from shenhong.serve.hub import hub_of
 from shenhong.serve.page.chats import no_such
+from shenhong.serve.page.streams import event_stream, resumed_after
 
 router = APIRouter(prefix="/api/runs")
 
@@ -239,9 +240,8 @@ def _sendable(value: Any, depth: int = 0) -> Any:
 async def run_events(
     request: Request, run: str, after: Annotated[int | None, Query(ge=0, le=2**62)] = None
 ) -> Response:
-    last = request.headers.get("last-event-id", "")
-    start = int(last) if last.isascii() and last.isdigit() and len(last) < 19 else after or 0
-    return sse.EventStream(_follow(hub_of(request).stopped, await _find(request, run), start))
+    path, start = await _find(request, run), resumed_after(request, after) or 0
+    return event_stream(request, _follow(hub_of(request).stopped, path, start))
 
 
 async def _follow(stopped: asyncio.Event, path: Path, offset: int) -> AsyncGenerator[bytes, None]:
