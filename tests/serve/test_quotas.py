@@ -35,7 +35,8 @@ KEYS = ("k" * 20, "l" * 20)
 def shared(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server of two keys. What each may read at once is less than a large chat."""
     limits = replace(FREE, max_reading_bytes=100_000, max_streams=2)
-    with running(tiny.run, tmp_path_factory.mktemp("shared"), limits=limits, keys=KEYS) as server:
+    data, runs = tmp_path_factory.mktemp("shared"), tiny.run.parent
+    with running(tiny.run, data, limits=limits, keys=KEYS, runs=runs) as server:
         yield server
 
 
@@ -114,9 +115,11 @@ def test_a_large_answer_waits_in_pieces() -> None:
 
 
 def test_event_streams_of_one_key_are_so_many(shared: Running, other: httpx.Client) -> None:
-    with unread(shared, "/api/events"), unread(shared, "/api/events"):
-        reply = shared.http.get("/api/events")
-        assert reply.status_code == 429 and reply.json()["error"]["code"] == "too_many_at_once"
+    of_a_run = f"/api/runs/{shared.http.get('/api/runs').json()['runs'][0]['id']}/events"
+    with unread(shared, "/api/events"), unread(shared, of_a_run):
+        for path in ("/api/events", of_a_run):
+            reply = shared.http.get(path)
+            assert reply.status_code == 429 and reply.json()["error"]["code"] == "too_many_at_once"
         with other.stream("GET", "/api/events") as stream:
             assert stream.status_code == 200
     assert in_the_end(lambda: httpx.Response(200 - len(shared.hub.streams._used)), 200)
