@@ -1,12 +1,15 @@
 """Many streams at once, some cancelled and some killed: no wrong word, no leaked page, memory flat.
 
-    python benchmarks/serve_load.py runs/poet [--streams 64] [--seconds 60]
+    python benchmarks/serve_load.py runs/poet [--streams 64] [--seconds 60] [--hostile]
 
-A server in a process of its own answers on a real socket in float32, where an answer must not depend on its company.
+A server in a process of its own answers on a real socket; an answer must not depend on its company.
 First every question is asked alone; then so many clients ask them again and again. Some read to the end, some leave
 after a few words, some reset the connection. What each has read must begin the answer given alone, and those who
 read on must get all of it. Afterwards nothing may run, wait or hold a page. Memory is flat when its highest level in
 the last third of the time is no more than 5 % and 16 MiB above that of the middle third.
+
+With --hostile the same is done twice, the second time with hostile streams among the clients (hostile.py): no whole
+answer may take more than twice the longest time without them, and in their midst SIGTERM must be heard within a second.
 
 Prints a table, then one JSON line; ends with 1 where a claim does not hold.
 """
@@ -31,6 +34,8 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from hostile import attack
 
 TITLES = [
     "长城",
@@ -61,6 +66,7 @@ class Client:
     wrong: list[str] = field(default_factory=list)
     words: int = 0
     first: list[float] = field(default_factory=list)  # seconds to the first words
+    whole: list[float] = field(default_factory=list)  # seconds of whole answers
 
     def body(self, question: int) -> bytes:
         text = f"{FORMS[question % 4]} {TITLES[question % len(TITLES)]}"
@@ -112,6 +118,7 @@ class Client:
                         writer.transport.abort()
                     return said
         self.ended["whole"] += 1
+        self.whole.append(time.monotonic() - begun)
         if said != self.answers.setdefault(question, said):
             self.wrong.append(f"question {question}: {said!r}, alone {self.answers[question]!r}")
         return said
@@ -146,23 +153,29 @@ def metrics(port: int) -> dict[str, float]:
     }
 
 
-async def load(client: Client, process: int, streams: int, seconds: float, questions: int) -> dict:
+async def load(
+    client: Client, process: int, streams: int, seconds: float, questions: int, hostile: bool
+) -> dict:
     for question in range(questions):
         await client.read(question, None, False)
     client.ended.clear()
     client.first.clear()
+    client.whole.clear()
+    client.words = 0
     begun = time.monotonic()
     until = begun + seconds
     tasks = [
         asyncio.create_task(client.keep_asking(until, random.Random(number)))
         for number in range(streams)
     ]
+    attacked = asyncio.create_task(attack(client.port, client.model, until)) if hostile else None
     memory: list[int] = []
     while time.monotonic() < until:
         memory.append(resident(process))
         await asyncio.sleep(min(0.25, seconds / 40))
     await asyncio.gather(*tasks)
     took = time.monotonic() - begun
+    tried = dict(await attacked) if attacked else {}
     left: dict[str, float] = {}
     for _ in range(100):
         left = await asyncio.to_thread(metrics, client.port)
@@ -179,6 +192,9 @@ async def load(client: Client, process: int, streams: int, seconds: float, quest
         "reset": client.ended["reset"],
         "characters_per_second": round(client.words / took, 1),
         "first_words_ms_median": round(1000 * statistics.median(client.first or [0]), 1),
+        "whole_answer_s_longest": round(max(client.whole), 2),
+        "whole_answer_s_median": round(statistics.median(client.whole), 2),
+        "hostile": tried,
         "wrong": len(client.wrong),
         "running_after": left["running"] + left["waiting"],
         "pages_leaked": left["pages"] - left["pages_free"],
@@ -193,7 +209,7 @@ async def load(client: Client, process: int, streams: int, seconds: float, quest
 
 @contextlib.contextmanager
 def server(model: Path, data: str):
-    """A server process; yields (its id, port, name of the model)."""
+    """Yields (the process, port, name of the model)."""
     free = ("--requests-per-minute", "100000000", "--tokens-per-minute", "1000000000000")
     command = [
         sys.executable,
@@ -207,17 +223,34 @@ def server(model: Path, data: str):
         data,
         *free,
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
     try:
         assert process.stdout is not None
         said = process.stdout.readline()
         found = re.match(r"(\S+) at http://127\.0\.0\.1:(\d+)", said)
         if not found:
             sys.exit(f"the server did not start: {said!r}")
-        yield process.pid, int(found[2]), found[1]
+        yield process, int(found[2]), found[1]
     finally:
         process.terminate()
         process.wait(30)
+
+
+async def stopped_under_attack(client: Client, process: subprocess.Popen) -> float:
+    """Seconds from SIGTERM to the line that says it was heard, with hostile streams under way."""
+    attacked = asyncio.create_task(attack(client.port, client.model, time.monotonic() + 4))
+    await asyncio.sleep(3)
+    begun = time.monotonic()
+    process.terminate()
+    assert process.stderr is not None
+    while "stopping" not in await asyncio.to_thread(process.stderr.readline):
+        pass
+    heard = time.monotonic() - begun
+    with contextlib.suppress(OSError, ValueError):
+        await attacked
+    return heard
 
 
 def main() -> None:
@@ -227,21 +260,33 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--questions", type=int, default=48)
     parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--hostile", action="store_true")
     options = parser.parse_args()
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}, float32")
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}")
+    results = []
     with (
         tempfile.TemporaryDirectory() as data,
         server(options.model, data) as (process, port, name),
     ):
         client = Client(port, name, options.tokens)
-        result = asyncio.run(
-            load(client, process, options.streams, options.seconds, options.questions)
-        )
-    for key, value in result.items():
-        print(f"{key:24} {value}")
-    print(json.dumps(result, ensure_ascii=False))
-    clean = not (result["wrong"] or result["running_after"] or result["pages_leaked"])
-    sys.exit(0 if clean and result["memory_flat"] and not result["engine_failures"] else 1)
+        amount = (options.streams, options.seconds, options.questions)
+        for hostile in (False, True)[: 1 + options.hostile]:
+            results.append(asyncio.run(load(client, process.pid, *amount, hostile)))
+        if options.hostile:
+            results[-1]["sigterm_heard_s"] = round(
+                asyncio.run(stopped_under_attack(client, process)), 3
+            )
+    good = True
+    for result in results:
+        for key, value in result.items():
+            print(f"{key:24} {value}")
+        clean = not (result["wrong"] or result["running_after"] or result["pages_leaked"])
+        good = good and clean and result["memory_flat"] and not result["engine_failures"]
+    if options.hostile:
+        alone, among = (result["whole_answer_s_longest"] for result in results)
+        good = good and among <= 2 * alone and results[-1]["sigterm_heard_s"] <= 1
+    print(json.dumps(results, ensure_ascii=False))
+    sys.exit(0 if good else 1)
 
 
 if __name__ == "__main__":
