@@ -229,7 +229,7 @@ def test_ctrl_c_and_sigterm_save_say_one_line_and_go_on_equal(tiny: Tiny, prepar
 def test_a_timed_run_is_repeated_by_its_step_count(tiny: Tiny, tmp_path: Path) -> None:
     recipe = tiny.recipe.with_name("timed.toml")
     text = tiny.recipe.read_text().replace("steps = 16\n", "").replace("1e-6", "0.1")
-    recipe.write_text("minutes = 0.04\nreserve_seconds = 0\n" + text)
+    recipe.write_text("minutes = 0.2\nreserve_seconds = 0\n" + text)
     timed, again = tmp_path / "timed", tmp_path / "again"
     process = Process(recipe, timed)
     assert process.trained(5)

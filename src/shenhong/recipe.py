@@ -254,7 +254,10 @@ def load(
 def read(path: Path, changes: list[str] | None = None) -> dict[str, Any]:
     """The tables of a recipe file, with the changes. Error: RecipeError, one line."""
     try:
-        tree = tomllib.loads(read_regular(path).decode("utf-8-sig"))
+        # A person may give a pipe; in a run folder, which may come from anywhere, a pipe would only hang its reader.
+        piped = path.is_fifo() and not domains.is_run(path.parent)
+        data = path.read_bytes() if piped else read_regular(path)
+        tree = tomllib.loads(data.decode("utf-8-sig"))
     except FileNotFoundError:
         raise RecipeError(
             f"{path} does not exist; give a recipe file such as recipes/poet.toml"
