@@ -144,7 +144,10 @@ def _freeze(run: Run, recipe: Recipe, names: list[str], say: Callable[[str], Non
     theirs, ours = _flat(frozen.model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
     # Where both are None, one of them may not have the key.
     differing = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
-    changes = [f"{key} is {theirs.get(key)} there, {ours.get(key)} here" for key in differing]
+    changes = [
+        f"{key} is {_shown(theirs.get(key))} there, {_shown(ours.get(key))} here"
+        for key in differing
+    ]
     more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
     begun = [stage for stage in plan(frozen) if stage.begun(run)]
     for number, key in enumerate(differing):
@@ -175,6 +178,10 @@ def _record(run: Run, recipe: Recipe, names: list[str]) -> None:
     own_code.record(run, recipe)
     run.save()
     atomic_write(run.path / "recipe.toml", recipe.dump(run.path))
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is None else '""' if value == "" else str(value)
 
 
 def _follows(stage: Stage, key: str) -> bool:

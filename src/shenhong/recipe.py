@@ -312,6 +312,8 @@ def _place(tree: dict[str, Any], base: Path) -> None:
     if "init" in tree:
         tree["init"] = placed(tree["init"])
     for corpus in _corpora(tree):
+        if isinstance(corpus.get("paths"), str):  # a list of one
+            corpus["paths"] = [corpus["paths"]]
         if isinstance(corpus.get("paths"), list):
             corpus["paths"] = [placed(path) for path in corpus["paths"]]
         if isinstance(corpus.get("kind"), str) and domains.is_file(corpus["kind"]):

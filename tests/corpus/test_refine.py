@@ -237,3 +237,12 @@ def test_a_full_disk_is_an_error_with_a_name(tmp_path, monkeypatch):
 def test_settings_refuse_what_is_unknown():
     with pytest.raises(ValueError, match="pathz"):
         CorpusSettings(paths=["a"], pathz=["b"])
+
+
+def test_one_short_text_is_enough_to_measure_on(tmp_path):
+    lines = [f"line {n}: {' '.join(str(n * k) for k in range(3, 12))}\n" for n in range(60)]
+    (tmp_path / "a.txt").write_text("".join(lines))
+    text = domain("text")
+    chosen = text.Settings(paths=["a.txt"], near_duplicate=1, leak_overlap=1)
+    report = refine(chosen, text, tmp_path, tmp_path / "out", 1, lambda line: None)
+    assert min(part["records"] for part in report["splits"].values()) > 0

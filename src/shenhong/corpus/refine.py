@@ -88,7 +88,7 @@ def _refine(
         ),
     }
     reading = Reading(settings, base, domain.fields, log)
-    share = _share(settings, domain, base, reading.found.size)
+    share = _share(settings, domain, base, reading.found.size, seed)
     if share.piece:
         log(f"few documents: held out in pieces of about {share.piece:,} characters")
     names, digests, keys = _stage(settings, domain, reading, stage, seed, share, steps)
@@ -128,20 +128,28 @@ def _refine(
     return report
 
 
-def _share(settings: CorpusSettings, domain: Domain, base: Path, size: int) -> split.Share:
+def _share(
+    settings: CorpusSettings, domain: Domain, base: Path, size: int, seed: int
+) -> split.Share:
     """How much is held out; a corpus that may be small is read once for it."""
     if settings.held_out is not None:
         return split.Share(settings.held_out)
+    if size >= split.SMALL:
+        return split.share_of(split.SMALL, 0, size, domain.divisible)
     characters = records = 0
-    if size < split.SMALL:
-        for batch in Reading(settings, base, domain.fields):
-            records += len(batch["id"])
-            characters += sum(map(len, batch["text"]))
-            if characters >= split.SMALL:  # packed files hold more than their size
-                break
-    else:
-        characters = split.SMALL
-    return split.share_of(characters, records, size, domain.divisible)
+    tiny: list[tuple[str, str]] = []
+    for batch in Reading(settings, base, domain.fields):
+        records += len(batch["id"])
+        characters += sum(map(len, batch["text"]))
+        if characters < split.TINY:
+            tiny += zip(batch["id"], batch["text"], strict=True)
+        if characters >= split.SMALL:  # packed files hold more than their size
+            break
+    share = split.share_of(characters, records, size, domain.divisible)
+    if characters >= split.TINY:
+        return share
+    names = [name for record in tiny for name in split.names_of_pieces(*record, share)]
+    return split.enough(share, names, seed)
 
 
 def _in_pieces(batch: Columns, seed: int, share: split.Share) -> Columns:
@@ -246,7 +254,7 @@ def _unique(names: pa.Array, rank: np.ndarray) -> None:
         repeated = pc.equal(ordered.slice(1), ordered.slice(0, len(ordered) - 1))
         name = ordered[pc.index(repeated, True).as_py()]
         raise DataError(
-            f"two records have the id {name.as_py()!r}; make ids unique, or set corpus.id_field "
+            f"two records have the id {name.as_py().partition('#')[0]!r}; make ids unique, or set corpus.id_field "
             'to "" to name records by file and line'
         )
 

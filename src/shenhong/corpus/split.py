@@ -34,6 +34,12 @@ SMALL = int(ENOUGH / USUAL)  # characters of a corpus of which the usual share i
 MOST = 2_000_000  # bytes to measure on; more takes time and tells nothing new
 _FEW, _PIECES = 30, 20  # held-out documents that are too few, pieces that are then wanted
 _SHORTEST, _LONGEST = 1000, 4000  # characters of a piece
+TINY = 200_000  # characters of a corpus of which chance alone may hold out nothing
+_TINY_PIECES, _TINY_PIECE = (
+    24,
+    200,
+)  # it has so many pieces, none of them shorter than so many characters
+_LEAST, _TINIEST = 2, 0.33  # held out for each purpose, and the largest share for it
 
 
 class Share(NamedTuple):
@@ -53,7 +59,26 @@ def share_of(characters: int, records: int, size: int, cut: bool) -> Share:
     share = min(LARGEST, max(USUAL, ENOUGH / max(1, characters)))
     if not cut or records * share >= _FEW:
         return Share(share)
-    return Share(share, min(_LONGEST, max(_SHORTEST, int(characters * share / _PIECES))))
+    shortest = min(_SHORTEST, max(_TINY_PIECE, characters // _TINY_PIECES))
+    return Share(share, min(_LONGEST, max(shortest, int(characters * share / _PIECES))))
+
+
+def enough(share: Share, names: list[str], seed: int) -> Share:
+    """The share of a tiny corpus, raised until some of these records or pieces are held out for either purpose."""
+    of_all = share.of_all
+    while of_all < _TINIEST:
+        counts = np.bincount(parts(names, seed, of_all), minlength=3)
+        if min(counts[VALID], counts[TEST]) >= _LEAST:
+            break
+        of_all = min(_TINIEST, 1.1 * of_all)
+    return share._replace(of_all=of_all)
+
+
+def names_of_pieces(name: str, text: str, share: Share) -> list[str]:
+    """What the pieces of a text are called; of one that stays whole its own name."""
+    if share.piece is None:
+        return [name]
+    return [f"{name}#{number}" for number, _ in enumerate(pieces(text, share.piece))]
 
 
 def pieces(text: str, size: int) -> Iterator[str]:
@@ -80,7 +105,7 @@ def in_pieces(
     rows: list[int] = []
     for row, (name, text) in enumerate(zip(names, texts, strict=True)):
         cut = list(pieces(text, share.piece))
-        ids = [f"{name}#{number}" for number in range(len(cut))]
+        ids = names_of_pieces(name, text, share)
         part = parts(ids, seed, share.of_all)
         for number, piece in enumerate(cut):
             if number and part[number] == part[number - 1]:

@@ -221,6 +221,8 @@ def _write(part: list[Entry], file: Path, dtype: Precision) -> tuple[list[str], 
     for entry in part:
         tensors |= _stored(entry, dtype)
     save_file(tensors, file, metadata={"format": "pt"})
+    # The library keeps what it writes from everyone else, as nothing else here is.
+    file.chmod(file.with_name("config.json").stat().st_mode)
     return list(tensors), sum(tensor.nbytes for tensor in tensors.values())
 
 

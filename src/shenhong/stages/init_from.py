@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shenhong import domains
 from shenhong.corpus.pack import has_prompts
-from shenhong.errors import RecipeError, RunError
+from shenhong.errors import ModelError, RecipeError, RunError
 from shenhong.export.huggingface import GENERATION
 from shenhong.export.source import Source
 from shenhong.model import ModelConfig
@@ -37,7 +37,7 @@ def looked_at(recipe: Recipe) -> tuple[Source, ModelConfig]:
     Errors: ModelError where there is no such model or it is damaged, RecipeError where the recipe does not go with it.
     """
     assert recipe.init is not None
-    source = open_source(Path(recipe.init))
+    source = _opened(recipe)
     config, tokenizer = source.check(), source.tokenizer
     try:
         recipe.check_training(config)
@@ -93,7 +93,7 @@ def architecture(run: Path) -> ModelConfig:
 def weights(recipe: Recipe, recorded: dict[str, str]) -> dict[str, Tensor]:
     """The model's parameters and biases. Error: RunError where it is not the one whose tokenizer was taken over."""
     assert recipe.init is not None
-    source = open_source(Path(recipe.init))
+    source = _opened(recipe)
     if _digests(source) != recorded:
         raise RunError(
             f"{source.path} has changed since this run took its tokenizer and shape from it; begin another run"
@@ -103,3 +103,12 @@ def weights(recipe: Recipe, recorded: dict[str, str]) -> dict[str, Tensor]:
 
 def _digests(source: Source) -> dict[str, str]:
     return {path.name: digest(path) for path in source.weights()}
+
+
+def _opened(recipe: Recipe) -> Source:
+    """Error: ModelError, which says that it is the recipe's init that is wrong."""
+    assert recipe.init is not None
+    try:
+        return open_source(Path(recipe.init))
+    except ModelError as error:
+        raise ModelError(f"init: {error} (--set init=PATH)") from None
