@@ -285,7 +285,7 @@ def main() -> None:
     if options.hostile:
         alone, among = (result["whole_answer_s_longest"] for result in results)
         good = good and among <= 2 * alone and results[-1]["sigterm_heard_s"] <= 1
-    print(json.dumps(results, ensure_ascii=False))
+    print(json.dumps(results if options.hostile else results[0], ensure_ascii=False))
     sys.exit(0 if good else 1)
 
 
