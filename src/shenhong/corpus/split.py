@@ -35,10 +35,8 @@ MOST = 2_000_000  # bytes to measure on; more takes time and tells nothing new
 _FEW, _PIECES = 30, 20  # held-out documents that are too few, pieces that are then wanted
 _SHORTEST, _LONGEST = 1000, 4000  # characters of a piece
 TINY = 200_000  # characters of a corpus of which chance alone may hold out nothing
-_TINY_PIECES, _TINY_PIECE = (
-    24,
-    200,
-)  # it has so many pieces, none of them shorter than so many characters
+# So many pieces a tiny corpus has, and none of them is shorter than so many characters.
+_TINY_PIECES, _TINY_PIECE = 24, 200
 _LEAST, _TINIEST = 2, 0.33  # held out for each purpose, and the largest share for it
 
 
@@ -78,7 +76,11 @@ def names_of_pieces(name: str, text: str, share: Share) -> list[str]:
     """What the pieces of a text are called; of one that stays whole its own name."""
     if share.piece is None:
         return [name]
-    return [f"{name}#{number}" for number, _ in enumerate(pieces(text, share.piece))]
+    return _numbered(name, list(pieces(text, share.piece)))
+
+
+def _numbered(name: str, cut: list[str]) -> list[str]:
+    return [f"{name}#{number}" for number in range(len(cut))]
 
 
 def pieces(text: str, size: int) -> Iterator[str]:
@@ -105,7 +107,7 @@ def in_pieces(
     rows: list[int] = []
     for row, (name, text) in enumerate(zip(names, texts, strict=True)):
         cut = list(pieces(text, share.piece))
-        ids = names_of_pieces(name, text, share)
+        ids = _numbered(name, cut)
         part = parts(ids, seed, share.of_all)
         for number, piece in enumerate(cut):
             if number and part[number] == part[number - 1]:
