@@ -72,7 +72,7 @@ class Bench:
         self, config: ModelConfig, settings: TrainSettings, dtype: torch.dtype, seed: int
     ) -> Trainer:
         """Of next tokens of this run's rows, on one process."""
-        objective = NextToken(config, settings, self.rows.bos_id)
+        objective = NextToken(config, settings)
         source, device = PackedRows(self.rows, settings, seed), torch.device("cpu")
         return Trainer(settings, config, objective, source, Mesh(), seed, dtype, device)
 

@@ -17,7 +17,7 @@ import pytest
 from shenhong.cli.main import main
 from shenhong.runs.files import digest
 from shenhong.runs.run import Run
-from shenhong.stages.pretrain import _seconds_spent
+from shenhong.stages.training import _seconds_spent
 from shenhong.train import checkpoint
 from shenhong.train.trainer import StepResult, Trainer
 from tests.conftest import STAGES, Captured, Tiny, shenhong, state

@@ -179,8 +179,10 @@ def test_a_recipe_that_is_none(recipe: Path, tmp_path: Path, refused: Callable[.
     refused("train", binary, says=(binary, "a recipe is a TOML file"))
     refused("train", written(tmp_path, "a = " + "[" * 9000), says=("r.toml", "nests too deeply"))
     refused("train", written(tmp_path, "a = " + "9" * 5000), says=("r.toml", "not valid TOML"))
-    os.mkfifo(tmp_path / "pipe.toml")
-    refused("train", tmp_path / "pipe.toml", says=("pipe.toml", "no regular file"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "manifest.json").write_text("{}")
+    os.mkfifo(tmp_path / "run" / "recipe.toml")  # in a folder that may come from anywhere
+    refused("train", tmp_path / "run" / "recipe.toml", says=("recipe.toml", "no regular file"))
     binary.unlink()
     binary.mkdir()
     (binary / "text").touch()

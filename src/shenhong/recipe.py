@@ -32,7 +32,7 @@ from shenhong.runs.regular import read_regular
 from shenhong.stages.base import StepSettings
 from shenhong.stages.registry import step_of
 from shenhong.tokenizer import TokenizerSettings
-from shenhong.train.settings import TrainSettings
+from shenhong.train.settings import SHARED, TrainSettings
 
 # Before 0.2 every recipe of a run held the settings of all kinds of text; of another kind they say nothing.
 _OF_SOME_KIND = frozenset(
@@ -188,9 +188,10 @@ class Recipe(Settings):
                     f'steps.{number}: input "{step.input}" is not a step before this one ({known})'
                 )
             takes_model = step_of(step.kind).takes_model
-            if takes_model and not names:
+            if takes_model and not names and not (self.init and step_of(step.kind).trains):
                 raise ValueError(
                     f"steps.{number}: a {step.kind} takes a model, and there is none before it; begin with a pretrain"
+                    + (", or with init = a finished model" if step_of(step.kind).trains else "")
                 )
             names.append(name)
 
@@ -323,6 +324,7 @@ def _place(tree: dict[str, Any], base: Path) -> None:
 def parse(tree: dict[str, Any], source: str) -> Recipe:
     """Check a parsed recipe. Error: RecipeError naming ``source``, the key and the remedy."""
     try:
+        _fill_trainings(tree)
         kind = _class_for(tree)
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
@@ -330,6 +332,31 @@ def parse(tree: dict[str, Any], source: str) -> Recipe:
         return kind.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(f"{source}: {_explain(error, kind)}") from None
+
+
+def _fill_trainings(tree: dict[str, Any]) -> None:
+    """Give each step that trains in its own way its whole [steps.train]. Error: RecipeError for no such kind.
+
+    [train] is about pretraining, and other steps take from it only what holds for all; in a recipe without pretraining
+    it is about all its steps.
+    """
+    steps, common = tree.get("steps"), tree.get("train", {})
+    tables = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+    own = {
+        number: step_of(step["kind"]).train_defaults
+        for number, step in enumerate(tables)
+        if isinstance(step.get("kind"), str)
+    }
+    if not isinstance(common, dict):
+        return
+    if any(
+        step_of(step["kind"]).trains and own[n] is None for n, step in enumerate(tables) if n in own
+    ):
+        common = {key: value for key, value in common.items() if key in SHARED}
+    for number, defaults in own.items():
+        given = tables[number].get("train", {})
+        if defaults is not None and isinstance(given, dict):
+            tables[number]["train"] = {**defaults, **common, **given}
 
 
 def _class_for(tree: dict[str, Any]) -> type[Recipe]:

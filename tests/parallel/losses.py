@@ -39,7 +39,7 @@ if sys.argv[1] == "texts":
     config, source, objective = tiny_model.CONFIG, tiny_model.Texts(2), tiny_model.Alignment()
 else:
     source = PackedRows(Rows(Path(sys.argv[1]), 0, 2), settings, 3)
-    objective = NextToken(config, settings, source.bos_id)
+    objective = NextToken(config, settings)
 trainer = Trainer(settings, config, objective, source, mesh, 3, torch.float32, torch.device("cpu"))
 results = [trainer.step(step, 6) for step in range(6)]
 if mesh.leads:

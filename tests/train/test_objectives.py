@@ -25,7 +25,8 @@ def batches(draw):
                 st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=length - 1, max_size=length - 1)
             ),
         ]
-    return documents, Batch(torch.tensor(tokens), torch.tensor(weights), len(tokens))
+    starts = torch.tensor(tokens) == BOS
+    return documents, Batch(torch.tensor(tokens), torch.tensor(weights), starts, len(tokens))
 
 
 @given(batches())
@@ -40,7 +41,7 @@ def test_next_and_second_targets_stay_inside_documents(case):
                 if i + ahead < start + length:
                     wanted[ahead][i] = batch.weights_N[i + ahead]
         start += length
-    for ahead, (targets, weights) in ((1, next_targets(batch)), (2, second_targets(batch, BOS))):
+    for ahead, (targets, weights) in ((1, next_targets(batch)), (2, second_targets(batch))):
         assert torch.equal(weights, wanted[ahead])
         for i in range(n - ahead):
             assert targets[i] == batch.tokens_N[i + ahead]

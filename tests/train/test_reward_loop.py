@@ -36,7 +36,7 @@ class Rollouts:
     """What one engine writes with the weights of the moment; the reward is how often it writes the wished-for character."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, wished: str) -> None:
-        self.engine, self.tokenizer, self.bos_id = engine, tokenizer, tokenizer.bos_id
+        self.engine, self.tokenizer = engine, tokenizer
         (self.wished,) = tokenizer.encode(wished)
         self.prompt = tokenizer.encode_prompt("长城")
         self.rewards: list[float] = []
@@ -52,7 +52,8 @@ class Rollouts:
         tokens = torch.tensor([[*self.prompt, *text.tokens] for text in written])
         answers = (torch.arange(width) >= len(self.prompt)).float().repeat(TEXTS)
         advantages = (rewards - rewards.mean()).repeat_interleave(width) / (rewards.std() + 1e-6)
-        return [Batch(tokens.flatten(), answers, width, {"advantages": advantages})]
+        starts = (torch.arange(width) == 0).repeat(TEXTS)
+        return [Batch(tokens.flatten(), answers, starts, width, {"advantages": advantages})]
 
     def mean_context(self):
         return LENGTH / 2

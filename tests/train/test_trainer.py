@@ -58,7 +58,7 @@ def make(
     chosen = TrainSettings(steps=STEPS, batch_tokens=32, sequence_length=16, **settings)
     device = torch.device("cpu")
     source = PackedRows(Rows(file, 0, 2), chosen, 1)
-    objective = NextToken(config, chosen, source.bos_id)
+    objective = NextToken(config, chosen)
     return Trainer(chosen, config, objective, source, Mesh(), 1, torch.float32, device)
 
 
@@ -130,7 +130,7 @@ def test_each_term_is_divided_by_its_own_count_over_the_whole_step():
     trainer = aligned()
     batches, terms, counts = trainer.source.batches(0, trainer.model, Mesh()), [], []
     for batch in batches:
-        forward = Pass(trainer.model, batch, BOS, trainer.observe)
+        forward = Pass(trainer.model, batch, trainer.observe)
         terms.append([t.item() for t in trainer.objective.terms(batch, forward, False)])
         counts.append([c.item() for c in trainer.objective.counts(batch, False)])
     expected = torch.tensor(terms).sum(0) / torch.tensor(counts).sum(0)

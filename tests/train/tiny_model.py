@@ -51,8 +51,6 @@ class Alignment(Objective):
 class Texts:
     """Texts of different lengths, ``together`` of them in a forward pass; no file, no rows of one length."""
 
-    bos_id = BOS
-
     def __init__(self, together: int = 1, texts: int = 12) -> None:
         self.together, self.texts = together, texts
         self.seen: list[torch.Tensor] = []  # a weight of the model that was handed over, each time
@@ -73,7 +71,7 @@ class Texts:
             "advantages": torch.randn(1, generator=stream).expand(length),
             "teacher": TEACHER_VD[tokens],
         }
-        return Batch(tokens, answer, length, extra)
+        return Batch(tokens, answer, tokens == BOS, length, extra)
 
     def mean_context(self) -> float:
         return self.texts / 2
@@ -81,7 +79,7 @@ class Texts:
 
 def joined(texts: list[Batch]) -> Batch:
     """One row of several texts, each of which begins with BOS."""
-    tokens_N, weights_N = (torch.cat([text[i] for text in texts]) for i in (0, 1))
+    flat = (torch.cat([text[i] for text in texts]) for i in (0, 1, 2))
     names = texts[0].extra
     extra = {name: torch.cat([text.extra[name] for text in texts]) for name in names}
-    return Batch(tokens_N, weights_N, len(tokens_N), extra)
+    return Batch(*flat, sum(text.row_length for text in texts), extra)

@@ -19,12 +19,13 @@ from shenhong.numerics.cpu.experts import Experts
 from shenhong.numerics.cpu.loss import CrossEntropy
 from shenhong.numerics.cpu.native import fast, library
 from shenhong.numerics.cpu.norm import RmsNorm, SwiGlu
-from shenhong.numerics.reference import Documents, Plan, documents
+from shenhong.numerics.reference import Documents, Plan, boundaries, documents
 
 __all__ = [
     "Documents",
     "Plan",
     "attention",
+    "boundaries",
     "cross_entropy",
     "documents",
     "gated",

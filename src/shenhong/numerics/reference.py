@@ -43,13 +43,16 @@ def documents(tokens_BT: Tensor, bos_id: int) -> Documents:
     """Boundaries of the flattened batch: a document starts at every `bos_id` and at every row start."""
     starts_BT = tokens_BT == bos_id
     starts_BT[:, 0] = True
-    start_S = starts_BT.flatten().nonzero().flatten()
-    total = tokens_BT.numel()
+    return boundaries(starts_BT.flatten())
+
+
+def boundaries(starts_N: Tensor) -> Documents:
+    """Boundaries of a flattened batch from where documents start; the first token always starts one."""
+    start_S = starts_N.nonzero().flatten()
+    total = len(starts_N)
     bounds = torch.cat([start_S, start_S.new_tensor([total])])
     lengths_S = bounds.diff()
-    positions_N = torch.arange(total, device=tokens_BT.device) - start_S.repeat_interleave(
-        lengths_S
-    )
+    positions_N = torch.arange(total, device=starts_N.device) - start_S.repeat_interleave(lengths_S)
     return Documents(bounds.int(), positions_N.int())
 
 

@@ -10,6 +10,7 @@ A new kind of step is one file in this folder that offers a subclass of `Step` a
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -110,6 +111,11 @@ class Step:
 
     Settings: ClassVar[type[StepSettings]] = StepSettings
     takes_model: ClassVar[bool] = True  # whether it needs a step before it
+    trains: ClassVar[bool] = (
+        False  # whether it begins with a model's weights: also with the recipe's ``init``
+    )
+    # Where its training differs from [train]'s defaults; None: it is what [train] is about.
+    train_defaults: ClassVar[Mapping[str, Any] | None] = None
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from shenhong.recipe import Recipe
 from shenhong.runs.files import atomic_write
 from shenhong.runs.run import Run
 from shenhong.stages.base import Context, Stage, Step
-from shenhong.stages.pretrain import Pretrain
+from shenhong.stages.training import Training
 
 
 class Evaluate(Stage):
@@ -43,7 +43,7 @@ def measure(recipe: Recipe, last: Step, run: Run, say: Callable[[str], None]) ->
     from shenhong.train.validate import score_rows
 
     step = last.measured_on
-    assert isinstance(step, Pretrain)
+    assert isinstance(step, Training)
     dtype = budget.apply(run.manifest["machine"])
     llm = LLM(run.path, torch.float32)  # the measures of a run do not follow from the CPU
     tokenizer = llm.tokenizer

@@ -19,7 +19,7 @@ from shenhong.recipe import Recipe
 from shenhong.stages.base import Stage, Step
 from shenhong.stages.corpus import Corpus
 from shenhong.stages.evaluate import Evaluate
-from shenhong.stages.pretrain import Pretrain, PretrainSettings
+from shenhong.stages.pretrain import Pretrain
 from shenhong.stages.registry import step_of
 from shenhong.stages.report import Report
 from shenhong.stages.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ from shenhong.stages.tokenizer import Tokenizer
 def steps(recipe: Recipe) -> list[Step]:
     """The steps of a recipe in their places."""
     if not recipe.steps:
-        only = PretrainSettings(kind="pretrain")
+        only = Pretrain.Settings(kind="pretrain")
         return [Pretrain(only, Path("."), Path("model"), None, recipe)]
     made: list[Step] = []
     for settings in recipe.steps:

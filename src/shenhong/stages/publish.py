@@ -13,7 +13,7 @@ from shenhong.stages.base import Context, Stage
 
 if TYPE_CHECKING:
     from shenhong.model import ModelConfig
-    from shenhong.stages.pretrain import Train
+    from shenhong.stages.training import Train
     from shenhong.tokenizer import Tokenizer
 
 

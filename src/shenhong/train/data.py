@@ -23,26 +23,27 @@ from shenhong.train.settings import TrainSettings
 
 
 class Batch(NamedTuple):
-    """One forward pass of one process: rows of equal length, flattened. A document starts at every BOS and every row.
+    """One forward pass of one process: rows of equal length, flattened. A document starts where it says, and with every row.
 
-    ``weights_N[i]`` is what token i counts as a target (0: prompt, padding, BOS). ``extra``: what else an objective needs
-    of each token, first dimension N: advantages, log-probabilities under another model, a teacher's states.
+    ``weights_N[i]`` is what token i counts as a target (0: prompt, padding, the first token of a document). ``extra``: what
+    else an objective needs of each token, first dimension N: advantages, log-probabilities under another model, a
+    teacher's states.
     """
 
     tokens_N: torch.Tensor  # int64
     weights_N: torch.Tensor  # float32
+    starts_N: torch.Tensor  # bool
     row_length: int
     extra: Mapping[str, torch.Tensor] = {}
 
     def to(self, device: torch.device) -> Batch:
         extra = {name: tensor.to(device) for name, tensor in self.extra.items()}
-        return Batch(self.tokens_N.to(device), self.weights_N.to(device), self.row_length, extra)
+        tokens_N, weights_N, starts_N = (t.to(device) for t in self[:3])
+        return Batch(tokens_N, weights_N, starts_N, self.row_length, extra)
 
 
 class Source(Protocol):
     """Where batches come from: packed rows, or what is made as training goes, such as rollouts."""
-
-    bos_id: int
 
     def batches(self, step: int, model: Decoder, mesh: Mesh, part: int = 1) -> list[Batch]:
         """This process's share of a step, cut into forward passes: at least one.
@@ -90,7 +91,7 @@ class Rows:
 
     def mean_context(self) -> float:
         """Mean number of keys a query sees, itself included, for documents of the mean length."""
-        documents = int((self.tokens_RT == self.bos_id).sum())
+        documents = int(self._starts(self.tokens_RT).sum())
         return (self.tokens_RT.numel() / max(1, documents) + 1) / 2
 
     @property
@@ -102,19 +103,26 @@ class Rows:
         """The counted tokens of each document in some rows, ends included."""
         tokens, counted = self.tokens_RT[numbers].reshape(-1), self.counted_RT[numbers].reshape(-1)
         kept = counted.bool()
-        document = (tokens.long() == self.bos_id).cumsum(0)[kept]
+        document = self._starts(self.tokens_RT[numbers]).reshape(-1).cumsum(0)[kept]
         lengths = torch.unique_consecutive(document, return_counts=True)[1].tolist()
         return [part.tolist() for part in tokens[kept].long().split(lengths)]
 
     def batch(self, rows: torch.Tensor) -> Batch:
-        tokens = self.tokens_RT[rows].reshape(-1).long()
+        tokens_BT = self.tokens_RT[rows].long()
+        tokens, starts = tokens_BT.reshape(-1), self._starts(tokens_BT).reshape(-1)
         counted = self.counted_RT[rows].reshape(-1).float()
         if self.prompt_weight:
             # A prompt token is neither an answer nor BOS nor padding. EOS may serve as padding, and is
             # then counted where it ends an answer, so the order of the two tests does not matter.
             prompt = (counted == 0) & (tokens != self.bos_id) & (tokens != self.pad_id)
             counted = counted + self.prompt_weight * prompt
-        return Batch(tokens, counted, self.row_length)
+        return Batch(tokens, counted, starts, self.row_length)
+
+    def _starts(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """Where documents begin: at every BOS and with every row."""
+        starts_BT = tokens_BT == self.bos_id
+        starts_BT[:, 0] = True
+        return starts_BT
 
 
 class PackedRows:
@@ -122,7 +130,6 @@ class PackedRows:
 
     def __init__(self, rows: Rows, settings: TrainSettings, seed: int) -> None:
         self.rows, self.settings, self.seed = rows, settings, seed
-        self.bos_id = rows.bos_id
 
     def batches(self, step: int, model: Decoder, mesh: Mesh, part: int = 1) -> list[Batch]:
         count = self.settings.rows_a_step

@@ -95,7 +95,7 @@ def train(
         source = PackedRows(rows, settings, seed)
         epoch_steps = len(rows) / settings.rows_a_step
     if objective is None:
-        objective = NextToken(config, settings, source.bos_id)
+        objective = NextToken(config, settings)
     if validate is None:
         validate = HeldOut(Rows(folder / "tokens" / "valid.safetensors", bos, pad), settings)
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from shenhong.model import Decoder, ModelConfig, Observe
-from shenhong.numerics import cross_entropy, documents
+from shenhong.numerics import boundaries, cross_entropy
 from shenhong.train.data import Batch
 from shenhong.train.settings import TrainSettings
 
@@ -28,9 +28,9 @@ class Pass:
     routing     what each expert layer observed
     """
 
-    def __init__(self, model: Decoder, batch: Batch, bos_id: int, observe: Observe) -> None:
+    def __init__(self, model: Decoder, batch: Batch, observe: Observe) -> None:
         self._model, self._tokens_N, self._observe = model, batch.tokens_N, observe
-        self._docs = documents(batch.tokens_N.view(-1, batch.row_length), bos_id)
+        self._docs = boundaries(batch.starts_N)
         self.states_ND, routing = model(batch.tokens_N, self._docs, observe)
         self.head_VD = model.head_weight.to(self.states_ND.dtype)
         self.routing = list(routing)
@@ -82,8 +82,7 @@ class NextToken(Objective):
 
     names = ("loss", "mtp_loss")
 
-    def __init__(self, config: ModelConfig, settings: TrainSettings, bos_id: int) -> None:
-        self.bos_id = bos_id
+    def __init__(self, config: ModelConfig, settings: TrainSettings) -> None:
         self.weights = (1.0, settings.mtp_weight)
         drafts = config.num_nextn_predict_layers and settings.mtp_weight
         self.late_start = settings.mtp_start if drafts else 1.0
@@ -104,13 +103,13 @@ class NextToken(Objective):
 
     def _targets(self, batch: Batch, late: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
         first = next_targets(batch)
-        return [first, second_targets(batch, self.bos_id)] if late else [first]
+        return [first, second_targets(batch)] if late else [first]
 
 
 def next_targets(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Targets and weights of predicting token i+1 from token i: (targets_N, weights_N).
 
-    A document begins with BOS, which never counts, so no weight reaches across documents.
+    The first token of a document never counts, so no weight reaches across documents.
     """
     targets_N = batch.tokens_N.roll(-1)
     weights_N = batch.weights_N.roll(-1)
@@ -118,13 +117,13 @@ def next_targets(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     return targets_N, weights_N
 
 
-def second_targets(batch: Batch, bos_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def second_targets(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The same for token i+2, the target of multi-token prediction (V3, eq. 24).
 
     Where token i+1 opens another document, the pair (i, i+1) is not one text: no weight.
     """
     targets_N = batch.tokens_N.roll(-2)
-    weights_N = batch.weights_N.roll(-2) * (batch.tokens_N.roll(-1) != bos_id)
+    weights_N = batch.weights_N.roll(-2) * (~batch.starts_N.roll(-1))
     weights_N[-2:] = 0
     return targets_N, weights_N
 

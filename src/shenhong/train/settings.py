@@ -6,6 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# What is of the machine and the model, whatever is learnt: steps of all kinds take these from the recipe's [train].
+SHARED = (
+    *("micro_tokens", "sequence_length", "dtype", "threads", "kernels"),
+    *("checkpoint_seconds", "valid_every", "valid_tokens", "valid_rows"),
+)
+
 
 class TrainSettings(BaseModel):
     """One training loop. Tokens are counted as the model sees them, prompts included."""

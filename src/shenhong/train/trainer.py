@@ -83,7 +83,7 @@ class Trainer:
         sums = torch.zeros(len(counts), device=self.device)
         passes: list[list[RouterStats]] = []
         for batch in batches:
-            forward = Pass(self.model, batch, self.source.bos_id, self.observe)
+            forward = Pass(self.model, batch, self.observe)
             terms = objective.terms(batch, forward, late)
             loss = sum(
                 weight * term / count

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from shenhong.model import Decoder
-from shenhong.numerics import cross_entropy, documents
+from shenhong.numerics import boundaries, cross_entropy
 from shenhong.train.data import Rows
 from shenhong.train.objectives import next_targets
 from shenhong.train.settings import TrainSettings
@@ -43,8 +43,7 @@ def score_rows(
     device = model.head_weight.device
     for part in numbers.split(max(1, micro_tokens // rows.row_length)):
         batch = rows.batch(part).to(device)
-        docs = documents(batch.tokens_N.view(-1, batch.row_length), rows.bos_id)
-        states_ND = model(batch.tokens_N, docs).states_ND
+        states_ND = model(batch.tokens_N, boundaries(batch.starts_N)).states_ND
         targets_N, weights_N = next_targets(batch)
         head_VD = model.head_weight.to(states_ND.dtype)
         _, logprobs_N = cross_entropy(states_ND, head_VD, targets_N, weights_N)
