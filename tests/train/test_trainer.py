@@ -17,7 +17,7 @@ from shenhong.train.data import PackedRows, Rows
 from shenhong.train.objectives import NextToken, Pass
 from shenhong.train.settings import TrainSettings
 from shenhong.train.trainer import Trainer
-from tests.train.tiny_model import BOS, CONFIG, Alignment, Texts
+from tests.train.tiny_model import CONFIG, Alignment, Texts
 
 STEPS = 8
 
