@@ -150,6 +150,20 @@ class LLM:
         ids = self._opened().prompt_now(_messages(messages))
         return self._write([ids], max_tokens, sampling, seed, stop)[0]
 
+    def chats(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_tokens: int = LONGEST_ANSWER,
+        sampling: Sampling | None = None,
+        *,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """`chat` for several conversations together; answer i is drawn from ``request_seed(seed, i)``. Errors: as `generate`."""
+        template = self._opened()
+        ids = [template.prompt_now(_messages(messages)) for messages in conversations]
+        return self._write(ids, max_tokens, sampling, seed, stop)
+
     # ---------------------------------------------------------------- measuring
 
     @overload

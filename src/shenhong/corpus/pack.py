@@ -60,7 +60,7 @@ def pack(
         if not texts:
             raise DataError(f"{path} holds no records; run the corpus stage on more text")
         flat, counted, offsets = render(prompts, texts, tokenizer)
-        tokens, counts = rows(flat, counted, offsets, sequence_length, tokenizer)
+        tokens, counts, _ = rows(flat, counted, offsets, sequence_length, tokenizer)
         facts[name] = {
             "documents": len(texts),
             "rows": len(tokens),
@@ -110,8 +110,8 @@ def _places(start: np.ndarray, length: np.ndarray) -> np.ndarray:
 
 def rows(
     ids: np.ndarray, counted: np.ndarray, offsets: np.ndarray, width: int, tokenizer: Tokenizer
-) -> tuple[np.ndarray, np.ndarray]:
-    """The documents packed into rows: tokens [R, width] and counted [R, width]."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The documents packed into rows [R, width]: tokens, counted, and where a document or its next piece starts."""
     # Cut what is longer than a row: the first piece is `width` long, later ones width - 1 after a BOS.
     length = np.diff(offsets)
     extra = np.maximum(0, -(-(length - width) // (width - 1)))
@@ -125,13 +125,15 @@ def rows(
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
     tokens = np.full((height, width), tokenizer.pad_id, dtype)
     counts = np.zeros((height, width), np.uint8)
+    starts = np.zeros((height, width), np.uint8)
+    starts[row, column] = 1
     later = ~first
     tokens[row[later], column[later]] = tokenizer.bos_id
     source = _places(start, end - start)
     target = _places(row * width + column + later, end - start)
     tokens.reshape(-1)[target] = ids[source]
     counts.reshape(-1)[target] = counted[source]
-    return tokens, counts
+    return tokens, counts, starts
 
 
 def best_fit(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from shenhong.corpus import conversations
 from shenhong.corpus.find import File, find, reasons
 from shenhong.corpus.formats.base import Row, Source
 from shenhong.corpus.progress import Progress
@@ -125,7 +126,7 @@ class Reading:
     def _record(self, file: File, row: Row) -> tuple[str, ...]:
         if row.fault:
             raise _UnreadableError(row.fault)
-        text = _text(row.fields, self.settings.field)
+        text = self._text(row.fields)
         name = row.fields.get(self.settings.id_field)
         others = (_field(row.fields, field) for field in self.extra)
         return (
@@ -133,6 +134,14 @@ class Reading:
             text,
             *("" if value is None or value is _ABSENT else str(value) for value in others),
         )
+
+    def _text(self, fields: dict[str, Any]) -> str:
+        if not self.settings.conversations:
+            return _text(fields, self.settings.field)
+        try:
+            return conversations.conversation(fields, self.settings.field)
+        except ValueError as error:
+            raise _UnreadableError(str(error)) from None
 
     def _judge(self) -> None:
         """Say what was skipped. Error: DataError where that is too much."""
@@ -203,8 +212,8 @@ def _text(fields: dict[str, Any], name: str) -> str:
 
 
 _CONVERSATION = (
-    "field {!r} holds a conversation, and a corpus is made of texts; "
-    "write what shall be learnt of it into a field {!r}"
+    "field {!r} holds a conversation, and this corpus is made of texts; "
+    'set corpus.kind = "chat" to learn how to answer, or write what shall be learnt of it into a field {!r}'
 )
 
 

@@ -13,6 +13,7 @@ class CorpusSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     default_field: ClassVar[str] = "text"  # holds the text where the recipe names no field
+    conversations: ClassVar[bool] = False  # whether records are conversations, and not texts
 
     kind: str = Field(
         "text",

@@ -109,6 +109,18 @@ class Domain:
         rows = {name: [column[i] for i in chosen] for name, column in held_out.items()}
         return Questions(prompts, references, rows)
 
+    def learnt(self, rows: Columns) -> Sequence[str]:
+        """What of each record counts in the loss, as text."""
+        return rows["text"]
+
+    def asked(self, prompt: str) -> Any:
+        """What a model is asked by one of the `questions`: a prompt, or the messages of a conversation."""
+        return prompt
+
+    answers_again: ClassVar[bool] = (
+        False  # whether the model that training began with is measured too
+    )
+
     def reference(self, held_out: dict[str, list[str]], seed: int) -> dict[str, Any]:
         """Measures of the human texts, for those of the model to stand beside. JSON-able; empty: nothing to measure."""
         return {}

@@ -40,6 +40,7 @@ def evaluate(
     settings: EvaluateSettings,
     seed: int,
     log: Log = lambda line: None,
+    before: Generate | None = None,
 ) -> dict:
     """All measures of one model, as JSON-able values.
 
@@ -47,12 +48,14 @@ def evaluate(
     domain       what is asked, and what is measured besides that which holds for all text
     scored       the model's loss over the whole test split, in its order if one number a text; or None
     generate     answers prompts in order, one answer each; None leaves out everything that needs answers
+    before       the same for the model that training began with, where it is measured too
     seen_texts   the training texts that the model saw; None: not known, only the whole split is used
     Errors: DataError (a corpus file is missing or empty); ValueError when scored is of other text.
     """
     held_out = read_split(corpus_dir, "test", (*_COLUMNS, *domain.columns))
-    training = read_split(corpus_dir, "train", ("text",))["text"]
-    texts = held_out["text"]
+    columns = ("text", *(domain.columns if domain.answers_again else ()))
+    training = domain.learnt(read_split(corpus_dir, "train", columns))
+    texts = domain.learnt(held_out)
     result: dict = {
         "format": FORMAT,
         "kind": domain.name,
@@ -75,6 +78,8 @@ def evaluate(
         result["generation"] = _answers(answers, questions.references, training, settings, seconds)
         if found := domain.measure(answers, questions):
             measures["model"] = found
+            if before is not None:
+                measures["before"] = domain.measure(before(questions.prompts), questions)
         result["samples"] = domain.samples(questions, answers, settings.samples)
     if measures:
         result[domain.name] = measures

@@ -34,7 +34,7 @@ def measure(recipe: Recipe, last: Step, run: Run, say: Callable[[str], None]) ->
 
     from shenhong.corpus.pack import has_prompts
     from shenhong.engine import Sampling
-    from shenhong.evaluate.evaluate import evaluate
+    from shenhong.evaluate.evaluate import evaluate, read_split
     from shenhong.evaluate.metrics import ScoredText
     from shenhong.export import load_model
     from shenhong.llm import LLM
@@ -45,6 +45,7 @@ def measure(recipe: Recipe, last: Step, run: Run, say: Callable[[str], None]) ->
     step = last.measured_on
     assert isinstance(step, Training)
     dtype = budget.apply(run.manifest["machine"])
+    domain = step.domain
     llm = LLM(run.path, torch.float32)  # the measures of a run do not follow from the CPU
     tokenizer = llm.tokenizer
     ids = (tokenizer.bos_id, tokenizer.pad_id)
@@ -57,17 +58,42 @@ def measure(recipe: Recipe, last: Step, run: Run, say: Callable[[str], None]) ->
     trained = run.manifest[step.named("train")]["steps"] * step.train.rows_a_step
     seen = seen_rows(len(train), recipe.seed, trained)
     sampling = Sampling(temperature=recipe.evaluate.temperature)
+    held_out = domain.learnt(read_split(corpus, "test", ("text", *domain.columns)))
+    whole = test.characters == sum(map(len, held_out))
+    if not whole:
+        say("bits per character are left out: some held-out conversations do not fit into a row")
+
+    def write(llm: LLM, prompts: list[str]) -> list[str]:
+        if step.corpus.conversations:
+            talks = [domain.asked(prompt) for prompt in prompts]
+            return llm.chats(talks, LONGEST_ANSWER, sampling, seed=recipe.seed)
+        # Without prompts the model went on with bare text here, and is asked for that.
+        plain = not has_prompts(corpus)
+        return llm.generate(prompts, LONGEST_ANSWER, sampling, seed=recipe.seed, plain=plain)
+
+    def write_before(prompts: list[str]) -> list[str]:
+        assert before is not None
+        say(f"the same questions to {before}, which training began with")
+        with LLM(before, torch.float32) as first:
+            return write(first, prompts)
+
+    before = _before(step, recipe, run) if domain.answers_again else None
     measures = evaluate(
         corpus,
-        step.domain,
-        scored,
-        # Without prompts the model went on with bare text here, and is asked for that.
-        lambda prompts: llm.generate(
-            prompts, LONGEST_ANSWER, sampling, seed=recipe.seed, plain=not has_prompts(corpus)
-        ),
+        domain,
+        scored if whole else None,
+        lambda prompts: write(llm, prompts),
         tokenizer.backend.decode_batch(train.answers(seen)),
         recipe.evaluate,
         recipe.seed,
         say,
+        write_before if before else None,
     )
+    llm.close()
     atomic_write(run.path / "evaluation.json", json.dumps(measures, ensure_ascii=False, indent=1))
+
+
+def _before(step: Training, recipe: Recipe, run: Run) -> Path | None:
+    """The finished model that the step began with, where it can still be asked."""
+    found = run.path / step.before.model if step.before else Path(recipe.init or "")
+    return found if (step.before or recipe.init) and found.exists() else None

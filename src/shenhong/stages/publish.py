@@ -68,7 +68,8 @@ class Publish(Stage):
         if step.before is not None:
             before = context.path / step.before.model
         learnt = Tokenizer.load(before).special.template if before else None
-        if learnt is None and has_prompts(context.path / step.corpus_folder):
+        corpus = context.path / step.corpus_folder
+        if learnt is None and (step.corpus.conversations or has_prompts(corpus)):
             learnt = CHAT_TEMPLATE
         if not tokenizer.own or learnt == tokenizer.special.template:
             return folder

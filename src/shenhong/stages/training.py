@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from shenhong.model import Decoder, ModelConfig
     from shenhong.runs.run import Run
+    from shenhong.tokenizer import Tokenizer
     from shenhong.train.data import Source
     from shenhong.train.objectives import Objective
     from shenhong.train.validate import Validate
@@ -215,11 +216,15 @@ class Train(Stage):
         from shenhong.tokenizer import Tokenizer
 
         valid = pyarrow.parquet.read_table(
-            context.path / self.step.corpus_folder / "valid.parquet", columns=["prompt"]
-        )
-        prompts = valid.slice(0, SAMPLES)["prompt"].to_pylist()
+            context.path / self.step.corpus_folder / "valid.parquet",
+            columns=["prompt", "text", *self.step.domain.columns],
+        ).slice(0, SAMPLES)
         tokenizer = Tokenizer.load(context.path / "tokenizer")
-        ids = [tokenizer.encode_prompt(p) if p else [tokenizer.bos_id] for p in prompts]
+        if self.step.corpus.conversations:
+            prompts, ids = self._conversations(context, valid.to_pydict(), tokenizer)
+        else:
+            prompts = valid["prompt"].to_pylist()
+            ids = [tokenizer.encode_prompt(p) if p else [tokenizer.bos_id] for p in prompts]
 
         def write(model: Decoder) -> list[tuple[str, str]]:
             try:
@@ -230,6 +235,19 @@ class Train(Stage):
             return list(zip(prompts, texts, strict=True))
 
         return write
+
+    def _conversations(
+        self, context: Context, valid: dict[str, list[str]], tokenizer: Tokenizer
+    ) -> tuple[list[str], list[list[int]]]:
+        """What is asked in held-out conversations, as a person reads it and as the model does."""
+        from shenhong.chat.template import SECONDS, Template
+
+        domain, settings = self.step.domain, context.recipe.evaluate
+        asked = domain.questions(valid, settings, context.recipe.seed).prompts
+        talks: Any = [domain.asked(prompt) for prompt in asked]
+        with Template(context.path / "tokenizer", tokenizer, SECONDS) as template:
+            ids = [template.prompt_now(talk) for talk in talks]
+        return [talk[-1]["content"] for talk in talks], ids
 
 
 def _seconds_spent(manifest: dict[str, Any]) -> float:

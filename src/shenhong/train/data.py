@@ -72,6 +72,8 @@ class Rows:
                 self.metadata = dict(file.metadata() or {})
                 self.tokens_RT = file.get_tensor("tokens")
                 self.counted_RT = file.get_tensor("counted")
+                own = "starts" in file.keys()  # noqa: SIM118 (it is no dictionary)
+                self.starts_RT = file.get_tensor("starts").bool() if own else None
         except (OSError, SafetensorError, KeyError) as error:
             raise DataError(
                 f"{path} is missing or damaged ({error}); delete the folder {path.parent} to pack the corpus again"
@@ -91,7 +93,7 @@ class Rows:
 
     def mean_context(self) -> float:
         """Mean number of keys a query sees, itself included, for documents of the mean length."""
-        documents = int(self._starts(self.tokens_RT).sum())
+        documents = int(self._starts(torch.arange(len(self))).sum())
         return (self.tokens_RT.numel() / max(1, documents) + 1) / 2
 
     @property
@@ -103,13 +105,12 @@ class Rows:
         """The counted tokens of each document in some rows, ends included."""
         tokens, counted = self.tokens_RT[numbers].reshape(-1), self.counted_RT[numbers].reshape(-1)
         kept = counted.bool()
-        document = self._starts(self.tokens_RT[numbers]).reshape(-1).cumsum(0)[kept]
+        document = self._starts(numbers).reshape(-1).cumsum(0)[kept]
         lengths = torch.unique_consecutive(document, return_counts=True)[1].tolist()
         return [part.tolist() for part in tokens[kept].long().split(lengths)]
 
     def batch(self, rows: torch.Tensor) -> Batch:
-        tokens_BT = self.tokens_RT[rows].long()
-        tokens, starts = tokens_BT.reshape(-1), self._starts(tokens_BT).reshape(-1)
+        tokens, starts = self.tokens_RT[rows].reshape(-1).long(), self._starts(rows).reshape(-1)
         counted = self.counted_RT[rows].reshape(-1).float()
         if self.prompt_weight:
             # A prompt token is neither an answer nor BOS nor padding. EOS may serve as padding, and is
@@ -118,9 +119,11 @@ class Rows:
             counted = counted + self.prompt_weight * prompt
         return Batch(tokens, counted, starts, self.row_length)
 
-    def _starts(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """Where documents begin: at every BOS and with every row."""
-        starts_BT = tokens_BT == self.bos_id
+    def _starts(self, rows: torch.Tensor) -> torch.Tensor:
+        """[B, T] where documents begin: as the file says, else at every BOS, and with every row."""
+        starts_BT = (
+            self.tokens_RT[rows] == self.bos_id if self.starts_RT is None else self.starts_RT[rows]
+        )
         starts_BT[:, 0] = True
         return starts_BT
 
