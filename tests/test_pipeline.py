@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import resource
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from shenhong.cli.main import main
 from shenhong.runs.files import digest
 from shenhong.runs.run import Run
 from shenhong.stages.training import _seconds_spent
+from shenhong.tokenizer import Tokenizer
 from shenhong.train import checkpoint
 from shenhong.train.trainer import StepResult, Trainer
 from tests.conftest import STAGES, Captured, Tiny, shenhong, state
@@ -148,21 +150,25 @@ def test_a_bad_corpus(
     refused("train", run, says=(corpus, says))  # going on says the same
 
 
-def test_what_is_wrong_with_a_small_text_is_told_at_once(
-    tmp_path: Path, refused: Callable[..., str]
+def test_a_small_text_lacks_what_is_held_out_and_gets_a_small_vocabulary(
+    tmp_path: Path, refused: Callable[..., str], capfd: Captured
 ) -> None:
-    text = "".join(f"Line {n} of a text that is too short.\n\n" for n in range(100))
-    (tmp_path / "a.txt").write_text(text)
+    """The default vocabulary is asked of a text that has not so many: what it has is taken, and said."""
+    pick = random.Random(0)
+    words = ["".join(pick.choices("abcdefghijklmnopqrstuvwxyz", k=4)) for _ in range(400)]
+    lines = (" ".join(pick.choices(words, k=12)) + "." for _ in range(300))
+    (tmp_path / "a.txt").write_text("\n\n".join(lines))
     recipe = tmp_path / "r.toml"
-    recipe.write_text('name = "r"\nminutes = 1\n[corpus]\npaths = ["a.txt"]\nheld_out = 0.0001\n')
+    recipe.write_text('name = "r"\nminutes = 1\n[corpus]\npaths = ["a.txt"]\n')
     run = tmp_path / "run"
-    refused(
-        "train",
-        recipe,
-        "--run",
-        run,
-        says=("nothing is left for valid.parquet and test.parquet", "tokenizer.vocab_size 8192"),
-    )
+    begin = ["train", str(recipe), "--run", str(run), "--until", "tokens"]
+    few = ("--set", "corpus.held_out=0.0001")
+    refused(*begin, *few, says=("nothing is left for valid.parquet and test.parquet",))
+    assert main(begin) == 0
+    size = Tokenizer.load(run / "tokenizer").vocab_size
+    assert size % 64 == 0 and 320 <= size < 8192
+    said = f"the vocabulary has {size:,} and not tokenizer.vocab_size 8,192"
+    assert said in capfd.readouterr().err
 
 
 def test_a_corpus_that_changes_under_a_run(
@@ -204,14 +210,6 @@ def test_a_corpus_that_changes_under_a_run(
     assert main(train) == 0
     shutil.rmtree(folder)  # a run has what its corpus became
     assert main(train) == 0
-
-
-def test_a_vocabulary_that_the_corpus_cannot_fill(
-    recipe: Path, tmp_path: Path, refused: Callable[..., str]
-) -> None:
-    change = ("--set", "tokenizer.vocab_size=64000")
-    refused("train", recipe, "--run", tmp_path / "run", *change, says=("vocab_size", "lower it to"))
-    assert (tmp_path / "run" / "corpus" / "train.parquet").exists()
 
 
 # --------------------------------------------------------------------------- run folders

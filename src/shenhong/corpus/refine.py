@@ -41,10 +41,6 @@ if TYPE_CHECKING:
 Log = Callable[[str], None]
 
 
-class TooLittleError(DataError):
-    """Not every part has text; what there is was written all the same."""
-
-
 def refine(
     settings: CorpusSettings, domain: Domain, base: Path, out: Path, seed: int, log: Log
 ) -> dict:
@@ -52,7 +48,7 @@ def refine(
 
     Writes {train,valid,test}.parquet (columns id, prompt, text and those of the domain) and report.json, whose
     content is returned.
-    Errors: DataError (a file is missing, empty or damaged), TooLittleError; OSError (the disk is full).
+    Errors: DataError (a file is missing, empty or damaged, not every part has text); OSError (the disk is full).
     """
     out.mkdir(parents=True, exist_ok=True)
     stage = out / ".stage.parquet"
@@ -110,7 +106,7 @@ def _refine(
     written = _write(names, part, stage, out)
     empty = [f"{name}.parquet" for name, count in written.items() if not count["records"]]
     if empty:
-        raise TooLittleError(
+        raise DataError(
             f"nothing is left for {' and '.join(empty)}: {live.sum()} records passed; "
             "add text or raise corpus.held_out"
         )

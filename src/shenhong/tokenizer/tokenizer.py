@@ -74,6 +74,9 @@ MOST_GROWTH = (
 )
 
 
+LEAST = 320  # entries of a vocabulary: all bytes, the special tokens, and some merges
+
+
 class TokenizerSettings(BaseModel):
     """How the tokenizer is trained."""
 
@@ -81,10 +84,10 @@ class TokenizerSettings(BaseModel):
 
     vocab_size: int = Field(
         8192,
-        ge=320,
+        ge=LEAST,
         le=262_144,
         multiple_of=64,
-        description="entries of the vocabulary, special tokens and bytes included; multiple of 64",
+        description="entries of the vocabulary, special tokens and bytes included; multiple of 64. A small text gets as many as it yields",
     )
     isolate_ideographs: bool = Field(
         False, description="one token for each common Chinese character instead of words"
@@ -107,7 +110,11 @@ def deepseek_v3_splits(ideographs: str = _IDEOGRAPHS) -> pre_tokenizers.PreToken
 
 
 def train(texts: Iterable[str], settings: TokenizerSettings) -> Tokenizer:
-    """Train merges on the texts. Error: DataError when they are too few for the vocabulary."""
+    """Train merges on the texts; fewer than asked for where the texts yield no more, in multiples of 64.
+
+    Error: DataError when they are too few for any vocabulary.
+    """
+    limited = list(_limited(texts, settings.train_characters))
     backend = _Backend(models.BPE())
     backend.pre_tokenizer = deepseek_v3_splits(
         _ONE_IDEOGRAPH if settings.isolate_ideographs else _IDEOGRAPHS
@@ -118,16 +125,16 @@ def train(texts: Iterable[str], settings: TokenizerSettings) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    limited = _limited(texts, settings.train_characters)
     backend.train_from_iterator(
         _condensed(limited) if settings.isolate_ideographs else limited, trainer
     )
     found = backend.get_vocab_size()
     if found < settings.vocab_size:
-        raise DataError(
-            f"the corpus yields {found} tokens, fewer than tokenizer.vocab_size "
-            f"{settings.vocab_size}; lower it to {found // 64 * 64} or add text"
-        )
+        if found < LEAST:
+            raise DataError(
+                f"the corpus yields {found} tokens, fewer than the {LEAST} of the smallest vocabulary; add text"
+            )
+        return train(limited, settings.model_copy(update={"vocab_size": found // 64 * 64}))
     backend.pre_tokenizer = deepseek_v3_splits()
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.Sequence(
@@ -684,6 +691,10 @@ def build(
     texts = table["text"].to_pylist()
     prompts = [prompt for prompt in table["prompt"].to_pylist() if prompt]
     tokenizer = train(itertools.chain(texts, prompts), settings)
+    if tokenizer.vocab_size < settings.vocab_size:
+        log(
+            f"the text yields no {settings.vocab_size:,} tokens: the vocabulary has {tokenizer.vocab_size:,} and not tokenizer.vocab_size {settings.vocab_size:,}"
+        )
     tokenizer.simplify = simplify
     tokenizer.save(out)
     sample = texts[:: max(1, len(texts) // 20_000)]
@@ -698,8 +709,8 @@ def build(
         "tokens_per_character": round(len(ids) / max(characters, 1), 5),
         "characters_that_are_one_token": round(whole / max(characters, 1), 5),
     }
-    log(
-        f"tokenizer: {facts['vocab_size']} tokens, {facts['tokens_per_character']} per character, "
-        f"{whole / max(characters, 1):.2%} of characters are one token"
-    )
+    line = f"tokenizer: {facts['vocab_size']} tokens, {facts['tokens_per_character']} per character"
+    if settings.isolate_ideographs:  # what it is for
+        line += f", {whole / max(characters, 1):.2%} of characters are one token"
+    log(line)
     return facts
