@@ -212,10 +212,21 @@ def test_files_of_one_name_in_two_folders(tmp_path):
     assert {row["id"][:3] for row in read(tmp_path / "out")["train"]} == {"one", "two"}
 
 
+def test_ids_that_repeat_give_way_to_file_and_line(tmp_path):
+    """Where the recipe names the field, it is an error: that is its word that the field names records."""
+    rows = records(300)
+    repeated = [*rows, {**rows[3], "paragraphs": poem(random.Random(9), 7, 8)}]
+    report = run(tmp_path, repeated)
+    ids = [row["id"] for part in read(tmp_path / "out").values() for row in part]
+    assert len(ids) == len(set(ids)) and all(":" in name for name in ids)
+    assert report["settings"]["id_field"] == ""
+    named = [{**row, "key": row["id"]} for row in repeated]
+    with pytest.raises(DataError, match="two records have the id 'p00003'"):
+        run(tmp_path, named, id_field="key")
+
+
 def test_faults_have_names(tmp_path):
     rows = records(300)
-    with pytest.raises(DataError, match="two records have the id 'p00003'"):
-        run(tmp_path, [*rows, {**rows[3], "paragraphs": poem(random.Random(9), 7, 8)}])
     with pytest.raises(
         DataError, match=r"none of the 1 records .* passed .*: 1 not of a regulated"
     ):

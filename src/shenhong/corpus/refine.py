@@ -54,6 +54,12 @@ def refine(
     stage = out / ".stage.parquet"
     try:
         return _refine(settings, domain, base, out, stage, seed, log)
+    except _RepeatedIdError as error:
+        if settings.id_field != CorpusSettings.model_fields["id_field"].default:
+            raise  # the recipe's word is that this field names them
+        log(f"two records have the id {error.id!r}: all are named by their file and line instead")
+        unnamed = settings.model_copy(update={"id_field": ""})
+        return _refine(unnamed, domain, base, out, stage, seed, log)
     finally:
         stage.unlink(missing_ok=True)
 
@@ -243,16 +249,21 @@ def _kept(
     return passed
 
 
+class _RepeatedIdError(DataError):
+    def __init__(self, id: str) -> None:
+        super().__init__(
+            f'two records have the id {id!r}; make ids unique, or set corpus.id_field to "" to name records by file and line'
+        )
+        self.id = id
+
+
 def _unique(names: pa.Array, rank: np.ndarray) -> None:
-    """Error: DataError when an id occurs twice."""
+    """Error: _RepeatedIdError when an id occurs twice."""
     if pc.count_distinct(names).as_py() != len(names):
         ordered = names.take(pa.array(np.argsort(rank)))
         repeated = pc.equal(ordered.slice(1), ordered.slice(0, len(ordered) - 1))
         name = ordered[pc.index(repeated, True).as_py()]
-        raise DataError(
-            f"two records have the id {name.as_py().partition('#')[0]!r}; make ids unique, or set corpus.id_field "
-            'to "" to name records by file and line'
-        )
+        raise _RepeatedIdError(name.as_py().partition("#")[0])
 
 
 def _exact(

@@ -31,7 +31,7 @@ class CorpusSettings(BaseModel):
     )
     id_field: str = Field(
         "id",
-        description="field that names a record; records without it are named by their file, below what paths names, and its line",
+        description="field that names a record; records without it, and all where two have the same, are named by their file, below what paths names, and its line",
     )
     max_unreadable: float = Field(
         0.05,
