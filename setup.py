@@ -12,6 +12,7 @@ KEPT = (
     *(
         "data/poetry/poems.parquet",
         "data/english/factbook.parquet",
+        "data/assistant/facts.jsonl.gz",
     ),  # nobody's own corpora beside them
 )
 

@@ -45,6 +45,7 @@ def test_it_holds_all_that_is_needed_and_nothing_of_the_machine(wheel: Path) -> 
         "shenhong/bundled/data/poetry/poems.parquet",
         "shenhong/bundled/data/poetry/README.md",
         "shenhong/bundled/data/english/factbook.parquet",
+        "shenhong/bundled/data/assistant/facts.jsonl.gz",
         "shenhong/domains/verse/pingshui.json",
         "shenhong/numerics/cpu/csrc/attention.cpp",
         "shenhong/serve/ui/index.html",

@@ -46,7 +46,7 @@ class Chat(Domain):
 
     def learnt(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
         return [
-            "\n".join(m["content"] for m in _messages(one) if m["role"] == "assistant")
+            "".join(m["content"] for m in _messages(one) if m["role"] == "assistant")
             for one in rows["conversation"]
         ]
 
