@@ -1,3 +1,4 @@
+import gzip
 import json
 import tracemalloc
 
@@ -81,6 +82,24 @@ def test_a_few_bad_records_are_skipped_and_named(tmp_path):
         DataError, match=r"^5 of 200 records .*max_unreadable 0\.01 .*line 4: .*line 51: .*line 52:"
     ):
         rows(tmp_path, "a.jsonl", max_unreadable=0.01)
+
+
+def test_one_damaged_file_among_many_is_read_up_to_there_and_named(tmp_path):
+    """Not where it is named by itself, and not where it is one of a few."""
+    for number in range(30):
+        (tmp_path / f"{number:02}.jsonl.gz").write_bytes(gzip.compress(b'{"text": "whole"}\n'))
+    cut = gzip.compress(b'{"text": "early"}\n' * 9)[:-12]
+    (tmp_path / "05.jsonl.gz").write_bytes(cut)
+    said = []
+    reading = Reading(CorpusSettings(paths=["."]), tmp_path, say=said.append)
+    texts = [text for batch in reading for text in batch["text"]]
+    assert texts.count("whole") == 29 and len(texts) <= 29 + 9
+    assert [line for line in said if "1 of 30 files are read up to where they are damaged" in line]
+    assert "05.jsonl.gz is damaged" in reading.summary()["damaged"][0]
+    with pytest.raises(DataError, match=r"05\.jsonl\.gz is damaged"):
+        rows(tmp_path, "05.jsonl.gz", "06.jsonl.gz")
+    with pytest.raises(DataError, match=r"05\.jsonl\.gz is damaged"):
+        rows(tmp_path, "0[456].jsonl.gz")
 
 
 def test_everything_that_is_wrong_is_told_at_once(tmp_path):

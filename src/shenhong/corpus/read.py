@@ -44,6 +44,7 @@ class Reading:
         self.records = self.characters = self.unreadable = 0
         self.faults: list[str] = []  # the first three
         self.damaged: list[str] = []  # files, and how
+        self.broken: list[str] = []  # those that nobody named by themselves: read up to the damage
         self.passed: list[tuple[str, str]] = []  # files that turned out to hold nothing, and why
         self.lone: list[str] = []  # the faults of some of those
 
@@ -77,6 +78,7 @@ class Reading:
             "records": self.records,
             "characters": self.characters,
             "unreadable": self.unreadable,
+            "damaged": self.broken[:_LISTED],
             "faults": self.faults,
         }
 
@@ -108,7 +110,8 @@ class Reading:
                 yield record
         except Exception as error:  # gzip, lzma, Arrow and json share no class of their own
             reason = " ".join(str(error).split())[:160] or type(error).__name__
-            self.damaged.append(f"{file.path} is damaged ({reason}); fetch or build it again")
+            what = f"{file.path} is damaged ({reason}); fetch or build it again"
+            (self.damaged if file.named else self.broken).append(what)
             return
         # A lone record without text is settings, or what tells of a data set.
         aside = not file.named and (not bad or (bad == 1 and file.kind.TABULAR))
@@ -149,9 +152,12 @@ class Reading:
             self.say(f"passed over besides: {reasons(self.passed)}")
         total = self.records + self.unreadable
         skipped = f"{self.unreadable:,} of {total:,} records"
-        bad = list(self.damaged[:_NAMED])
-        if len(self.damaged) > _NAMED:
-            bad.append(f"and {len(self.damaged) - _NAMED} more files")
+        damaged, files = self.damaged, len(self.found.files)
+        if len(self.broken) > self.settings.max_unreadable * files:
+            damaged = [*damaged, *self.broken]
+        bad = list(damaged[:_NAMED])
+        if len(damaged) > _NAMED:
+            bad.append(f"and {len(damaged) - _NAMED} more files")
         if self.unreadable > self.settings.max_unreadable * total:
             bad.append(
                 f"{skipped} cannot be read, more than corpus.max_unreadable {self.settings.max_unreadable:g} of them: "
@@ -161,6 +167,10 @@ class Reading:
             bad = self.lone or [f"no text in {', '.join(self.settings.paths)}"]
         if bad:
             raise DataError("; ".join(bad))
+        if self.broken:
+            self.say(
+                f"WARNING: {len(self.broken)} of {files:,} files are read up to where they are damaged only: {'; '.join(self.broken[:_NAMED])}"
+            )
         if self.unreadable:
             self.say(f"WARNING: skipped {skipped}, which cannot be read: {'; '.join(self.faults)}")
 

@@ -37,7 +37,7 @@ class CorpusSettings(BaseModel):
         0.05,
         ge=0,
         le=1,
-        description="share of records that may be skipped because they cannot be read: no JSON, no UTF-8, no text",
+        description="share of records that may be skipped because they cannot be read: no JSON, no UTF-8, no text; and of the files in folders that may be damaged, which are read up to there",
     )
     simplify: bool = Field(
         False, description="turn traditional Chinese characters into simplified ones"
