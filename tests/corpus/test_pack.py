@@ -62,7 +62,8 @@ def test_rows_hold_every_document(documents, width):
             [t.bos_id, *whole[i : i + width - 1]] for i in range(width, len(whole), width - 1)
         ]
         expected += pieces
-    tokens, counts = rows(flat, counted, offsets, width, t)
+    tokens, counts, starts = rows(flat, counted, offsets, width, t)
+    assert ((tokens == t.bos_id) == (starts == 1)).all()
     assert tokens.dtype == np.uint16 and counts.sum() == counted.sum()
     assert not counts[(tokens == t.bos_id) | (tokens == t.pad_id)].any()
     found = []

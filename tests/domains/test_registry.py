@@ -19,7 +19,7 @@ from tests.conftest import RECIPE, Tiny
 
 
 def test_the_ones_that_are_here() -> None:
-    assert names() == ["text", "verse"]
+    assert names() == ["chat", "text", "verse"]
     assert [domain(name).name for name in names()] == names()
     for name in names():
         json.dumps(domain(name).hints())
@@ -27,7 +27,7 @@ def test_the_ones_that_are_here() -> None:
 
 @pytest.mark.parametrize("kind", ["prose", "base", "registry", "../text", ""])
 def test_an_unknown_kind_is_said_with_those_there_are(kind: str) -> None:
-    with pytest.raises(RecipeError, match="there are text, verse, or name a Python file"):
+    with pytest.raises(RecipeError, match="there are chat, text, verse, or name a Python file"):
         domain(kind)
 
 
