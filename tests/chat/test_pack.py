@@ -110,6 +110,14 @@ def test_samples_never_see_each_other(tiny: Tiny, tmp_path: Path) -> None:
     batch = rows.batch(torch.arange(len(rows)))
     assert int(batch.starts_N.sum()) == 2
     assert int((batch.tokens_N == tokenizer.bos_id).sum()) > 2
+    # Where the template begins with no BOS, the first token is no target of a prompt's weight either.
+    bare = with_template(
+        tiny.run / "model", tmp_path / "bare", STRICT.replace("{{ bos_token }}", "")
+    )
+    packed(tmp_path / "b", bare, [said("长城", "明月"), said("江", "水")])
+    path = tmp_path / "b" / "train.safetensors"
+    batch = Rows(path, tokenizer.bos_id, tokenizer.pad_id, prompt_weight=0.5).batch(torch.arange(1))
+    assert int(batch.starts_N.sum()) == 2 and not batch.weights_N[batch.starts_N].any()
 
 
 def test_what_is_left_out_is_counted_and_said(tiny: Tiny, tmp_path: Path) -> None:

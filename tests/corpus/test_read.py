@@ -88,7 +88,7 @@ def test_one_damaged_file_among_many_is_read_up_to_there_and_named(tmp_path):
     """Not where it is named by itself, and not where it is one of a few."""
     for number in range(30):
         (tmp_path / f"{number:02}.jsonl.gz").write_bytes(gzip.compress(b'{"text": "whole"}\n'))
-    cut = gzip.compress(b'{"text": "early"}\n' * 9)[:-12]
+    cut = gzip.compress(b'{"text": "early"}\n{\n' + b'{"text": "early"}\n' * 8)[:-9]
     (tmp_path / "05.jsonl.gz").write_bytes(cut)
     said = []
     reading = Reading(CorpusSettings(paths=["."]), tmp_path, say=said.append)
@@ -96,6 +96,7 @@ def test_one_damaged_file_among_many_is_read_up_to_there_and_named(tmp_path):
     assert texts.count("whole") == 29 and len(texts) <= 29 + 9
     assert [line for line in said if "1 of 30 files are read up to where they are damaged" in line]
     assert "05.jsonl.gz is damaged" in reading.summary()["damaged"][0]
+    assert reading.summary()["unreadable"] == 1  # what was wrong before the damage counts as well
     with pytest.raises(DataError, match=r"05\.jsonl\.gz is damaged"):
         rows(tmp_path, "05.jsonl.gz", "06.jsonl.gz")
     with pytest.raises(DataError, match=r"05\.jsonl\.gz is damaged"):

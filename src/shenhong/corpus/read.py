@@ -112,6 +112,7 @@ class Reading:
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             what = f"{file.path} is damaged ({reason}); fetch or build it again"
             (self.damaged if file.named else self.broken).append(what)
+            self._count(bad, faults)
             return
         # A lone record without text is settings, or what tells of a data set.
         aside = not file.named and (not bad or (bad == 1 and file.kind.TABULAR))
@@ -123,8 +124,11 @@ class Reading:
         elif not good and bad == _TRIED:
             self.damaged.append(f"none of the first {_TRIED} records can be read: {faults[0]}")
         else:
-            self.unreadable += bad
-            self.faults += faults[: _NAMED - len(self.faults)]
+            self._count(bad, faults)
+
+    def _count(self, bad: int, faults: list[str]) -> None:
+        self.unreadable += bad
+        self.faults += faults[: _NAMED - len(self.faults)]
 
     def _record(self, file: File, row: Row) -> tuple[str, ...]:
         if row.fault:

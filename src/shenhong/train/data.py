@@ -113,9 +113,9 @@ class Rows:
         tokens, starts = self.tokens_RT[rows].reshape(-1).long(), self._starts(rows).reshape(-1)
         counted = self.counted_RT[rows].reshape(-1).float()
         if self.prompt_weight:
-            # A prompt token is neither an answer nor BOS nor padding. EOS may serve as padding, and is
-            # then counted where it ends an answer, so the order of the two tests does not matter.
-            prompt = (counted == 0) & (tokens != self.bos_id) & (tokens != self.pad_id)
+            # A prompt token is neither an answer nor the first of a document nor padding. EOS may serve as padding,
+            # and is then counted where it ends an answer, so the order of the two tests does not matter.
+            prompt = (counted == 0) & ~starts & (tokens != self.pad_id)
             counted = counted + self.prompt_weight * prompt
         return Batch(tokens, counted, starts, self.row_length)
 
